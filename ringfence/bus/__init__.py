@@ -1,0 +1,1 @@
+"""How parts of a machine are wired: address spaces and interrupt lines."""

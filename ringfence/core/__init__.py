@@ -1,0 +1,1 @@
+"""Shared vocabulary: errors, state declarations, time, tracing.  Imports nothing of ours."""
