@@ -13,16 +13,6 @@ from typing import Any, Protocol
 
 
 @dataclass(slots=True)
-class PortIO:
-    """An IN or OUT of `size` bytes.  For `write` False the machine puts the answer into `value` before the next run."""
-
-    port: int
-    size: int
-    write: bool
-    value: int = 0
-
-
-@dataclass(slots=True)
 class Halt:
     """HLT with interrupts enabled (`wakeable`) or disabled (only NMI or reset could wake it)."""
 
@@ -48,7 +38,19 @@ class Fault:
     reason: str
 
 
-Exit = PortIO | Halt | Shutdown | Interrupted | Fault
+Exit = Halt | Shutdown | Interrupted | Fault
+
+
+class AddressSpace(Protocol):
+    """I/O ports or MMIO as an engine sees them (`ringfence.bus.bus.Bus` is one).  Sizes in bytes: 1, 2, 4, 8.
+
+    An engine performs port I/O and MMIO itself, between two guest instructions and on the vCPU's thread; only what the
+    machine must decide becomes an Exit.
+    """
+
+    def read(self, address: int, size: int) -> int: ...
+
+    def write(self, address: int, size: int, value: int) -> None: ...
 
 
 class InterruptController(Protocol):
