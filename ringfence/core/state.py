@@ -14,7 +14,7 @@ path; `save` and `load` check.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringfence.core.errors import SnapshotError
 
@@ -33,6 +33,11 @@ class Field:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+
+    if TYPE_CHECKING:
+        # On an instance the name holds the value (`reset` puts it there), never the Field.
+        def __get__(self, instance: State, owner: type) -> Any: ...
+        def __set__(self, instance: State, value: Any) -> None: ...
 
     def initial(self) -> Any:
         return self.reset if self.count is None else [self.reset] * self.count
