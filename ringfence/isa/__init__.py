@@ -1,0 +1,1 @@
+"""Instruction sets: decoding and the bodies of instructions.  Knows neither LLVM nor engines."""

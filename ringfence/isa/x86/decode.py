@@ -1,0 +1,273 @@
+"""From bytes to forms: iced-x86 decodes, this module names the body and the slots.
+
+A `Decoded` says which body (`form.name`), which registers fill the form's slots (`binds`) and what the immediates are
+(`imms`).  Everything that the manual wants refused with #UD is refused here: unknown opcodes, LOCK where it is not
+allowed (iced checks that), instructions above the CPU model's feature level.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import iced_x86 as iced
+from iced_x86 import Code, Mnemonic, OpKind, Register
+
+from ringfence.isa.x86.context import INSTRUCTIONS, Form, MemForm
+from ringfence.isa.x86.state import GPR
+
+MAX_INSTRUCTION_BYTES = 15
+
+
+class Decoded(NamedTuple):
+    """One decoded instruction.  `target` is the linear address of a direct branch, None otherwise."""
+
+    form: Form
+    length: int
+    binds: dict[Any, tuple[Any, int]]
+    imms: dict[Any, int]
+    target: int | None
+    text: str
+
+
+def _table(cls: type) -> dict[int, str]:
+    return {v: k.lower() for k, v in vars(cls).items() if isinstance(v, int)}
+
+
+MNEMONICS = _table(Mnemonic)
+_REGISTERS = _table(Register)
+_WIDTHS: dict[int, tuple[str, Any, int, int]] = {}  # iced register -> (kind, field, width, lowest bit)
+
+
+def _fill_registers() -> None:
+    legacy = "ax cx dx bx sp bp si di".split()
+    low8 = "al cl dl bl spl bpl sil dil".split()
+    names: dict[str, tuple[str, Any, int, int]] = {}
+    for n, r in enumerate(legacy):
+        names["r" + r] = ("r", GPR[n], 64, 0)
+        names["e" + r] = ("r", GPR[n], 32, 0)
+        names[r] = ("r", GPR[n], 16, 0)
+        names[low8[n]] = ("r", GPR[n], 8, 0)
+    for n, r in enumerate(("ah", "ch", "dh", "bh")):
+        names[r] = ("r", GPR[n], 8, 8)
+    for n in range(8, 16):
+        for suffix, w in (("", 64), ("d", 32), ("w", 16), ("l", 8)):
+            names[f"r{n}{suffix}"] = ("r", GPR[n], w, 0)
+    for n in range(16):
+        names[f"xmm{n}"] = ("x", f"xmm{n}", 128, 0)
+    for number, name in _REGISTERS.items():
+        if name in names:
+            _WIDTHS[number] = names[name]
+
+
+_fill_registers()
+
+# Feature levels that the models do not announce: their opcodes are #UD.
+_REFUSED_CPUID = frozenset(
+    v
+    for k, v in vars(iced.CpuidFeature).items()
+    if isinstance(v, int)
+    and k
+    in (
+        "AVX AVX2 FMA FMA4 F16C BMI1 BMI2 ADX RDRAND RDSEED XSAVE XSAVEOPT XSAVEC XSAVES SHA AES PCLMULQDQ VAES VPCLMULQDQ MOVBE LZCNT TBM XOP LWP RTM HLE SGX "
+        "AVX512F AVX512VL AVX512BW AVX512DQ AVX512CD AVX512ER AVX512PF VMX SVM SMX MPX PKU CLFLUSHOPT CLWB RDPID WAITPKG MOVDIRI MOVDIR64B ENQCMD "
+        "D3NOW D3NOWEXT SSE4A MONITORX CLZERO PREFETCHWT1 GFNI SERIALIZE UINTR KL WIDEKL INVPCID_ FSGSBASE_ RDPRU CET_IBT_ CET_SS MSRLIST USER_MSR "
+        "AVX_VNNI AVX_IFMA AVX_NE_CONVERT AVX_VNNI_INT8 CMPCCXADD RAO_INT PTWRITE MCOMMIT SNP TDX PCONFIG HRESET AMX_TILE AMX_INT8 AMX_BF16 "
+        "PADLOCK_ACE PADLOCK_PHE PADLOCK_PMM PADLOCK_RNG GEODE CL1INVMB"
+    ).split()
+)
+
+# Immediates whose value belongs to the form: they choose what the body does.
+_FORM_IMMEDIATES = frozenset(
+    "pshufd pshufhw pshuflw pshufw shufps shufpd palignr roundss roundsd roundps roundpd insertps extractps blendps blendpd pblendw dpps dppd "
+    "mpsadbw pcmpistri pcmpistrm pcmpestri pcmpestrm pinsrb pinsrw pinsrd pinsrq pextrb pextrw pextrd pextrq cmpps cmppd cmpss cmpsd_sse "
+    "psrldq pslldq psrlw psrld psrlq psraw psrad psllw pslld psllq enter shl shr sar rol ror rcl rcr shld shrd bt bts btr btc".split()
+)
+_STRING = frozenset("movsb movsw movsd movsq stosb stosw stosd stosq lodsb lodsw lodsd lodsq cmpsb cmpsw cmpsd cmpsq scasb scasw scasd scasq "
+                    "insb insw insd outsb outsw outsd".split())
+_STRING_WIDTH = {"b": 8, "w": 16, "d": 32, "q": 64}
+_COMPARES = ("cmps", "scas")
+_SPECIAL_REGISTERS = {"cr": ("cr0", "cr2", "cr3", "cr4", "cr8"), "dr": tuple(f"dr{n}" for n in range(8))}
+_SEGMENT_NAMES = frozenset(("es", "cs", "ss", "ds", "fs", "gs"))
+_IMMEDIATE_WIDTH = {
+    OpKind.IMMEDIATE8: 8,
+    OpKind.IMMEDIATE8_2ND: 8,
+    OpKind.IMMEDIATE16: 16,
+    OpKind.IMMEDIATE32: 32,
+    OpKind.IMMEDIATE64: 64,
+    OpKind.IMMEDIATE8TO16: 16,
+    OpKind.IMMEDIATE8TO32: 32,
+    OpKind.IMMEDIATE8TO64: 64,
+    OpKind.IMMEDIATE32TO64: 64,
+}
+_BRANCHES = frozenset((OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64))
+_STRING_KINDS = frozenset(
+    v for k, v in vars(OpKind).items() if isinstance(v, int) and (k.startswith("MEMORY_SEG") or k.startswith("MEMORY_ES"))
+)
+# Legacy SSE instructions whose 128-bit memory operand need not be aligned.
+_UNALIGNED = frozenset("movups movupd movdqu lddqu pcmpistri pcmpistrm pcmpestri pcmpestrm".split())
+_RENAME = {"retf": "retf", "iretq": "iretq", "sal": "shl", "popfq": "popf", "pushfq": "pushf", "sysretq": "sysretq", "wait": "fwait"}
+_REGISTER_FORMS = {Code.MOV_R64_IMM64: "mov"}
+
+UNDEFINED = Form("ud", 64, ())
+
+
+def decode(raw: bytes | memoryview, ip: int) -> Decoded | None:
+    """The first instruction of `raw`, which lies at linear address `ip`.
+
+    None when more bytes are needed (raw ends inside of the instruction).  An instruction that must raise #UD decodes to the
+    body `ud`; one longer than 15 bytes to `gp`.
+    """
+    decoder = iced.Decoder(64, bytes(raw[:MAX_INSTRUCTION_BYTES]), ip=ip)
+    insn = decoder.decode()
+    if insn.code == Code.INVALID:
+        if decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
+            if len(raw) >= MAX_INSTRUCTION_BYTES:
+                return Decoded(Form("gp", 64, ()), 1, {}, {"next": (ip & 0xFFF) + 1}, None, "(too long)")
+            return None
+        return _undefined(ip, 1)
+    return describe(insn)
+
+
+def _undefined(ip: int, length: int, text: str = "(bad)") -> Decoded:
+    return Decoded(UNDEFINED, length, {}, {"next": (ip & 0xFFF) + length}, None, text)
+
+
+def describe(insn: iced.Instruction) -> Decoded:
+    """Names the body and slots of a decoded instruction."""
+    text = MNEMONICS[insn.mnemonic]
+    if any(feature in _REFUSED_CPUID for feature in insn.cpuid_features()):
+        return _undefined(insn.ip, insn.len, text)
+    name = _body_name(insn, text)
+    if name not in INSTRUCTIONS:
+        return _undefined(insn.ip, insn.len, text)
+    binds: dict[Any, tuple[Any, int]] = {}
+    imms: dict[Any, int] = {"next": (insn.ip & 0xFFF) + insn.len}
+    operands: list[tuple[str, int, int]] = []
+    known: list[int | None] = []
+    mem = MemForm()
+    target: int | None = None
+    memory_bits = iced.MemorySizeExt.size(insn.memory_size) * 8
+    base_name = name.removeprefix("lock ")
+    for k in range(insn.op_count):
+        kind = insn.op_kind(k)
+        if kind == OpKind.REGISTER:
+            entry = _WIDTHS.get(insn.op_register(k))
+            if entry is None:  # st(i), segment, control and debug registers are part of the body's name or an immediate
+                register = _REGISTERS[insn.op_register(k)]
+                if register.startswith("st"):
+                    operands.append(("i", 8, 0))
+                    known.extend([None] * (len(operands) - 1 - len(known)))
+                    known.append(int(register[2:]))
+                continue
+            letter, field, w, low = entry
+            slot = len(operands)
+            operands.append((letter, w, low if letter == "r" else 0))
+            binds[slot] = (field, low)
+        elif kind == OpKind.MEMORY:
+            aligned = memory_bits == 128 and base_name not in _UNALIGNED and _is_sse(insn)
+            operands.append(("m", memory_bits, int(aligned)))
+            mem = _memory_form(insn, binds, imms)
+        elif kind in _BRANCHES:
+            target = insn.near_branch_target
+        elif kind in _STRING_KINDS:
+            segment = _REGISTERS[insn.segment_prefix]
+            if segment in ("fs", "gs") and insn.op_kind(k) not in (OpKind.MEMORY_ESDI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESRDI):
+                mem = mem._replace(segment=segment)
+            mem = mem._replace(address32=insn.op_kind(k) in (OpKind.MEMORY_SEG_ESI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_SEG_EDI))
+        elif kind in _IMMEDIATE_WIDTH:
+            w = _IMMEDIATE_WIDTH[kind]
+            slot = len(operands)
+            operands.append(("i", w, 0))
+            value = insn.immediate(k) & (1 << w) - 1
+            imms[slot] = value
+            if base_name in _FORM_IMMEDIATES:
+                known.extend([None] * (slot - len(known)))
+                known.append(value)
+        else:
+            return _undefined(insn.ip, insn.len, text)
+    form = Form(name, _operand_size(insn, name, operands), tuple(operands), mem, tuple(known), insn.has_lock_prefix)
+    return Decoded(form, insn.len, binds, imms, target, text)
+
+
+def _is_sse(insn: iced.Instruction) -> bool:
+    return any(_CPUID_NAMES[f].startswith(("SSE", "SSSE")) for f in insn.cpuid_features())
+
+
+_CPUID_NAMES = {v: k for k, v in vars(iced.CpuidFeature).items() if isinstance(v, int)}
+
+
+def _body_name(insn: iced.Instruction, text: str) -> str:
+    registers = [_REGISTERS[insn.op_register(k)] for k in range(insn.op_count) if insn.op_kind(k) == OpKind.REGISTER]
+    if text == "mov":
+        for k in range(insn.op_count):
+            if insn.op_kind(k) == OpKind.REGISTER:
+                register = _REGISTERS[insn.op_register(k)]
+                if register[:2] in _SPECIAL_REGISTERS and register[2:].isdigit():
+                    if register not in _SPECIAL_REGISTERS[register[:2]]:
+                        return "ud"
+                    return f"mov {register}" if k == 0 else f"mov from {register}"
+                if register in _SEGMENT_NAMES:
+                    return f"mov {register}" if k == 0 else f"mov from {register}"
+        return "mov"
+    if text in ("push", "pop") and registers and registers[0] in _SEGMENT_NAMES:
+        return f"{text} {registers[0]}"
+    if text in _STRING and not any(r.startswith("xmm") for r in registers):
+        stem = text[:4] if text[:4] in _COMPARES + ("movs", "stos", "lods", "outs") else text[:3]
+        if any(insn.op_kind(k) in (OpKind.MEMORY,) for k in range(insn.op_count)):
+            return text  # movsd xmm, m64 shares a mnemonic with the string instruction
+        if stem in _COMPARES:
+            prefix = "repe " if insn.has_rep_prefix else "repne " if insn.has_repne_prefix else ""
+        else:
+            prefix = "rep " if insn.has_rep_prefix or insn.has_repne_prefix else ""
+        return prefix + stem
+    if text in ("movsd", "cmpsd") and (registers or insn.op_count):
+        return text + "_sse"
+    return _RENAME.get(text, text)
+
+
+def _memory_form(insn: iced.Instruction, binds: dict[Any, tuple[Any, int]], imms: dict[Any, int]) -> MemForm:
+    base, index = insn.memory_base, insn.memory_index
+    segment = _REGISTERS[insn.segment_prefix]
+    rip = base in (Register.RIP, Register.EIP)
+    address32 = (
+        base == Register.EIP
+        or (base in _WIDTHS and _WIDTHS[base][2] == 32)
+        or (index in _WIDTHS and _WIDTHS[index][2] == 32)
+        or (not base and not index and insn.memory_displ_size == 4 and insn.memory_displacement >> 32 == 0 and False)
+    )
+    if base in _WIDTHS:
+        binds["base"] = (_WIDTHS[base][1], 0)
+    if index in _WIDTHS:
+        binds["index"] = (_WIDTHS[index][1], 0)
+    displacement = insn.memory_displacement
+    if rip:
+        displacement -= insn.ip & ~0xFFF
+    has_displacement = rip or insn.memory_displ_size > 0 or (base not in _WIDTHS and index not in _WIDTHS)
+    if has_displacement:
+        imms["disp"] = displacement & (1 << 64) - 1
+    return MemForm(
+        base=base in _WIDTHS,
+        index=index in _WIDTHS,
+        scale=insn.memory_index_scale.bit_length() - 1 if index in _WIDTHS else 0,
+        disp=has_displacement,
+        rip=rip,
+        segment=segment if segment in ("fs", "gs") else None,
+        address32=address32,
+        base_is_rsp=binds.get("base", ("", 0))[0] == "rsp",
+    )
+
+
+def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, int, int]]) -> int:
+    stem = name.split()[-1]
+    if stem in ("movs", "stos", "lods", "cmps", "scas", "ins", "outs"):
+        return _STRING_WIDTH[MNEMONICS[insn.mnemonic][-1]]
+    if stem in ("in", "out"):
+        return next(w for kind, w, _ in (operands if stem == "in" else operands[1:]) if kind == "r")
+    if stem in ("push", "pop", "pushf", "popf", "enter", "leave", "call", "ret", "jmp"):
+        return 16 if insn.code in _WORD_STACK or (operands and operands[0][1] == 16 and operands[0][0] in "rm") else 64
+    return operands[0][1] if operands and operands[0][0] in "rmx" else 64
+
+
+_WORD_STACK = frozenset(
+    v for k, v in vars(Code).items() if isinstance(v, int) and k in ("PUSHFW", "POPFW", "PUSH_IMM16", "PUSHW_IMM8", "ENTERW_IMM16_IMM8", "LEAVEW", "PUSHW_FS", "PUSHW_GS", "POPW_FS", "POPW_GS", "IRETW", "RETNW", "RETNW_IMM16")
+)
