@@ -104,6 +104,12 @@ class GuestMemory:
     def write_uint(self, guest_addr: int, size_bytes: int, value: int) -> None:
         self.write(guest_addr, value.to_bytes(size_bytes, "little"))
 
+    def clear(self) -> None:
+        """All RAM reads as zero again and its pages go back to the host (a machine that is reset)."""
+        for region in self.regions:
+            region.map.madvise(mmap.MADV_REMOVE)
+            self._wrote(region.base, region.size_bytes)
+
     def pages_touched(self) -> int:
         """How many 4 KiB pages the host has had to provide so far."""
         return sum(os.fstat(r.fd).st_blocks * 512 // PAGE_BYTES for r in self.regions)
