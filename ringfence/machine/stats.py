@@ -1,0 +1,105 @@
+"""The figures of a run, as `--stats` writes them.
+
+    guest_instructions                       exact
+    seconds.wall / seconds.cpu               by phase: start, translation, execution, devices, idle; and total
+    blocks_translated, blocks_dropped        translation blocks made, and thrown away because their bytes changed
+    stencil_forms_compiled                   instruction forms that had to be compiled in this run
+    tlb_refills
+    exits                                    how often the vCPU left translated code, by kind
+    memory                                   host_peak_bytes (resident set), guest_bytes, guest_pages_touched (4 KiB each)
+    ended                                    how, exit status and reason, when the machine has ended
+    engine                                   everything that the engine itself counts
+
+The machine's thread is timed by phase around the engine; what the engine says it spent on translation and in device code
+is taken out of its own running time.  CPU seconds of `start` are those of the whole process, all others of that thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ringfence.core.errors import UserError
+from ringfence.core.units import KIB
+from ringfence.engine.api import Engine
+from ringfence.machine.executor import DeviceThread
+from ringfence.machine.spec import MachineSpec
+from ringfence.machine.status import ExitStatus
+from ringfence.memory.guest_memory import GuestMemory
+
+_COUNTERS = ("guest_instructions", "blocks_translated", "blocks_dropped", "stencil_forms_compiled", "tlb_refills")
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    loop: DeviceThread
+    engine: Engine
+    memory: GuestMemory
+    spec: MachineSpec
+    status: ExitStatus | None
+
+
+def assemble(run: RunFigures) -> dict[str, Any]:
+    engine = run.engine.stats()
+    own = engine.get("seconds", {})
+    # An engine that does not tell CPU from wall time ran all of it on the CPU: translation and device code do not sleep.
+    own_wall, own_cpu = (own.get("wall", own), own.get("cpu", own)) if isinstance(own, dict) else ({}, {})
+    result: dict[str, Any] = {name: engine.get(name, 0) for name in _COUNTERS}
+    result["seconds"] = {
+        "wall": _phases(run.loop.times.wall_ns, own_wall),
+        "cpu": _phases(run.loop.times.cpu_ns, own_cpu),
+    }
+    exits = dict(engine.get("exits", {}))
+    for name, count in run.loop.exits.items():
+        exits[name] = max(count, exits.get(name, 0))
+    result["exits"] = exits
+    result["memory"] = {
+        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB,
+        "guest_bytes": run.memory.size_bytes,
+        "guest_pages_touched": run.memory.pages_touched(),
+    }
+    result["machine"] = {"engine": run.engine.name, "board": run.spec.board, "cpu": run.spec.cpu, "cpus": run.spec.cpus}
+    if run.status is not None:
+        result["ended"] = {"how": run.status.ending.value, "status": run.status.code, "reason": run.status.reason}
+    result["engine"] = engine
+    return result
+
+
+def _phases(loop_ns: dict[str, int], engine_s: dict[str, Any]) -> dict[str, float]:
+    translation, inside_devices = float(engine_s.get("translation", 0.0)), float(engine_s.get("devices", 0.0))
+    seconds = {
+        "start": loop_ns["start"] / 1e9,
+        "translation": translation,
+        "execution": max(0.0, loop_ns["run"] / 1e9 - translation - inside_devices),
+        "devices": loop_ns["devices"] / 1e9 + inside_devices,
+        "idle": loop_ns["idle"] / 1e9,
+    }
+    seconds["total"] = sum(seconds.values())
+    return {name: round(value, 6) for name, value in seconds.items()}
+
+
+def write_stats(path: Path, figures: dict[str, Any]) -> None:
+    """Writes the file in one step: a reader sees the old one or the whole new one.  Raises UserError."""
+    text = json.dumps(figures, indent=2, sort_keys=True, default=str) + "\n"
+    try:
+        if path.exists() and not path.is_file():  # a pipe or /dev/stdout cannot be replaced
+            path.write_text(text)
+            return
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".ringfence-")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"The statistics cannot be written to {path}: {error}.", "Give --stats a file that can be written.") from error
