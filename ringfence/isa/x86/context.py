@@ -16,6 +16,7 @@ from ringfence.ir.value import Trace, Value
 from ringfence.isa.x86.flags import Flags
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, MF, AC, MC, XM = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18, 19)
+DEFER = 0x100  # not a vector: see Context.defer_if
 
 
 class MemForm(NamedTuple):
@@ -37,7 +38,7 @@ class Form(NamedTuple):
 
     name: str
     size: int  # operand size in bits
-    operands: tuple[tuple[str, int, int], ...]  # (kind, width, lowest bit): r GPR, x XMM, m memory, i immediate
+    operands: tuple[tuple[str, int, int], ...]  # (kind, width, lowest bit): r GPR, x XMM, y MMX, m memory, i immediate
     mem: MemForm = MemForm()
     imms: tuple[int | None, ...] = ()  # per operand: an immediate whose value is part of the form
     lock: bool = False
@@ -105,6 +106,28 @@ class Vector(Operand):
         if when is not None:
             value = when.select(value, self.i.trace.emit("get", value.w, [], slot=self.slot))
         self.i.trace.emit("set", 0, [value], slot=self.slot)
+
+
+class Mmx(Operand):
+    """An MMX register: the significand of an x87 physical register, whose sign and exponent a write sets to ones (SDM 1 9.2.1)."""
+
+    kind = "y"
+    w = 64
+
+    def __init__(self, i: Context, slot: int) -> None:
+        self.i = i
+        self.slot = slot
+
+    def get(self, rmw: bool = False) -> Value:
+        return self.i.trace.emit("get", 64, [], slot=self.slot)
+
+    def low(self, w: int) -> Value:
+        return self.i.trace.emit("get", w, [], slot=self.slot)
+
+    def set(self, value: Value, when: Value | None = None) -> None:
+        if value.w != 64 or when is not None:
+            raise TypeError("an MMX register is written whole and always")
+        self.i.trace.emit("set", 0, [self.i.const(0xFFFF, 16).concat(value)], slot=self.slot)
 
 
 class Memory(Operand):
@@ -199,6 +222,8 @@ class Context:
                 return Register(self, k, w)
             case "x":
                 return Vector(self, k, w)
+            case "y":
+                return Mmx(self, k)
             case "m":
                 return Memory(self, w, self.form.mem, aligned=low == 1)
             case "i":
@@ -256,9 +281,9 @@ class Context:
             self.fault_if((address & value.w // 8 - 1) != 0, GP)
         self.trace.emit("store", 0, [address, value], **at)
 
-    def probe(self, address: Value, size: int) -> None:
+    def probe(self, address: Value, size: int, **at: Any) -> None:
         """Faults unless `size` bytes (at most a page) can be written."""
-        self.trace.emit("probe", 0, [address], size=size)
+        self.trace.emit("probe", 0, [address], size=size, **at)
 
     def atomic(self, kind: str, address: Value, w: int, *values: Value) -> Value:
         """add, and, or, xor, xchg, or cas (expected, new): returns the old value; one locked access."""
@@ -277,6 +302,10 @@ class Context:
     def fault_if(self, condition: Value, vector: int, error: Value | int = 0) -> None:
         with self.trace.when(condition):
             self.fault(vector, error)
+
+    def defer_if(self, condition: Value | int) -> None:
+        """Where 1, the engine's Python side carries the whole instruction out instead."""
+        self.fault_if(self.trace.value(condition, 1), DEFER)
 
     def when(self, condition: Value) -> AbstractContextManager[None]:
         return self.trace.when(condition)

@@ -54,6 +54,8 @@ def _fill_registers() -> None:
             names[f"r{n}{suffix}"] = ("r", GPR[n], w, 0)
     for n in range(16):
         names[f"xmm{n}"] = ("x", f"xmm{n}", 128, 0)
+    for n in range(8):
+        names[f"mm{n}"] = ("y", ("st", n), 64, 0)  # MMn is physical x87 register n whatever TOP is (SDM 1 9.2.1)
     for number, name in _REGISTERS.items():
         if name in names:
             _WIDTHS[number] = names[name]
@@ -80,7 +82,7 @@ _REFUSED_CPUID = frozenset(
 _FORM_IMMEDIATES = frozenset(
     "pshufd pshufhw pshuflw pshufw shufps shufpd palignr roundss roundsd roundps roundpd insertps extractps blendps blendpd pblendw dpps dppd "
     "mpsadbw pcmpistri pcmpistrm pcmpestri pcmpestrm pinsrb pinsrw pinsrd pinsrq pextrb pextrw pextrd pextrq cmpps cmppd cmpss cmpsd_sse "
-    "psrldq pslldq psrlw psrld psrlq psraw psrad psllw pslld psllq enter shl shr sar rol ror rcl rcr shld shrd bt bts btr btc".split()
+    "psrldq pslldq psrlw psrld psrlq psraw psrad psllw pslld psllq enter shl shr sar rol ror rcl rcr shld shrd bt bts btr btc pcmpestri64 pcmpestrm64".split()
 )
 _STRING = frozenset("movsb movsw movsd movsq stosb stosw stosd stosq lodsb lodsw lodsd lodsq cmpsb cmpsw cmpsd cmpsq scasb scasw scasd scasq "
                     "insb insw insd outsb outsw outsd".split())
@@ -104,7 +106,7 @@ _STRING_KINDS = frozenset(
     v for k, v in vars(OpKind).items() if isinstance(v, int) and (k.startswith("MEMORY_SEG") or k.startswith("MEMORY_ES"))
 )
 # Legacy SSE instructions whose 128-bit memory operand need not be aligned.
-_UNALIGNED = frozenset("movups movupd movdqu lddqu pcmpistri pcmpistrm pcmpestri pcmpestrm".split())
+_UNALIGNED = frozenset("movups movupd movdqu lddqu pcmpistri pcmpistrm pcmpestri pcmpestrm pcmpestri64 pcmpestrm64".split())
 _RENAME = {"retf": "retf", "iretq": "iretq", "sal": "shl", "popfq": "popf", "pushfq": "pushf", "sysretq": "sysretq", "wait": "fwait"}
 _REGISTER_FORMS = {Code.MOV_R64_IMM64: "mov"}
 
@@ -265,7 +267,7 @@ def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, i
         return next(w for kind, w, _ in (operands if stem == "in" else operands[1:]) if kind == "r")
     if stem in ("push", "pop", "pushf", "popf", "enter", "leave", "call", "ret", "jmp"):
         return 16 if insn.code in _WORD_STACK or (operands and operands[0][1] == 16 and operands[0][0] in "rm") else 64
-    return operands[0][1] if operands and operands[0][0] in "rmx" else 64
+    return operands[0][1] if operands and operands[0][0] in "rmxy" else 64
 
 
 _WORD_STACK = frozenset(
