@@ -12,6 +12,8 @@ import itertools
 import time
 from collections.abc import Callable
 
+_STALE_LIMIT = 1024
+
 
 class Timer:
     """A one-shot timer; arming it again moves it.  Made by `Clock.timer`; use from the device thread only."""
@@ -27,8 +29,7 @@ class Timer:
     def arm(self, deadline_ns: int) -> None:
         """Fire once at `deadline_ns` on the clock's monotonic scale (in the past: at the next `run_due`)."""
         self.deadline_ns = deadline_ns
-        self._ticket = next(self._clock._tickets)
-        heapq.heappush(self._clock._heap, (deadline_ns, self._ticket, self))
+        self._clock._push(deadline_ns, self)
 
     def cancel(self) -> None:
         self.deadline_ns = None
@@ -36,11 +37,27 @@ class Timer:
 
 
 class Clock:
-    """Host time."""
+    """Host time.
+
+    `on_earlier()`, when set, is called whenever a timer is armed that is due before all others: a vCPU that runs with an
+    older deadline must then be told.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Timer]] = []
         self._tickets = itertools.count(1)
+        self.on_earlier: Callable[[], None] | None = None
+
+    def _push(self, deadline_ns: int, timer: Timer) -> None:
+        heap = self._heap
+        if len(heap) >= _STALE_LIMIT:
+            # A guest may move one timer for ever without letting anything fire; moved entries are dropped here.
+            heap[:] = [entry for entry in heap if entry[2]._ticket == entry[1]]
+            heapq.heapify(heap)
+        timer._ticket = ticket = next(self._tickets)
+        heapq.heappush(heap, (deadline_ns, ticket, timer))
+        if heap[0][1] == ticket and self.on_earlier is not None:
+            self.on_earlier()
 
     def now_ns(self) -> int:
         return time.monotonic_ns()
