@@ -148,5 +148,3 @@ def _signals(machine: Machine) -> Iterator[None]:
 def _tell(status: ExitStatus) -> None:
     if status.ending is not Ending.POWER_OFF and status.ending is not Ending.DEBUG_EXIT:
         print(f"ringfence: {status.report()}", file=sys.stderr)
-
-

@@ -22,7 +22,7 @@ from typing import Literal
 
 import platformdirs
 
-from ringfence.backends.block.qcow2 import create_overlay
+from ringfence.backends.block.open import create_overlay
 from ringfence.core.errors import UserError
 from ringfence.images.cpio import CpioArchive
 

@@ -74,9 +74,7 @@ _TABLES = ("gdtr", "idtr")
 
 def register_dump(registers: dict[str, int]) -> str:
     """The registers in rows as manuals print them; those that the engine did not give are left out."""
-    rows = [
-        "  ".join(f"{name:>6} {registers[name]:016x}" for name in row.split() if name in registers) for row in (*_GENERAL, *_CONTROL)
-    ]
+    rows = ["  ".join(f"{name:>6} {registers[name]:016x}" for name in row.split() if name in registers) for row in (*_GENERAL, *_CONTROL)]
     for name in _SEGMENTS:
         if name in registers:
             base, limit = registers.get(f"{name}_base", 0), registers.get(f"{name}_limit", 0)

@@ -34,6 +34,7 @@ TIMER_IRQ, SERIAL_IRQ, RTC_IRQ, SCI_IRQ = 0, 4, 8, 9
 SERIAL_PORT = 0x3F8
 GSIS = 24
 _PIC_CASCADE = 2
+_APIC_SVR, _APIC_LVT_LINT0, _APIC_LVT_LINT1 = 0xF0, 0x350, 0x360
 _TIMER_GSI = 2
 AnyDevice = TypeVar("AnyDevice", bound=Device)
 POWER = PowerConfig(sci_gsi=SCI_IRQ)
@@ -77,6 +78,7 @@ class Board:
         self._console: VirtioConsole | None = None
         for device in self._virtio_devices():
             self.add_virtio(device)
+        self._start_virtual_wire()
 
     # -- wiring
 
@@ -99,6 +101,11 @@ class Board:
                 line.connect(self.ioapic.input(_TIMER_GSI))
             elif number != _TIMER_GSI:
                 line.connect(self.ioapic.input(number))
+
+    def _start_virtual_wire(self) -> None:
+        """What firmware leaves behind: the 8259 pair reaches the CPU through LINT0, NMI through LINT1 (MP Specification 1.4, 3.6.2.2)."""
+        for register, value in ((_APIC_SVR, 0x1FF), (_APIC_LVT_LINT0, 0x700), (_APIC_LVT_LINT1, 0x400)):
+            self.apic.write(register, 4, value)
 
     def _pic_output(self, level: bool) -> None:
         self.apic.set_lint0(level)
@@ -188,6 +195,7 @@ class Board:
     def reset(self) -> None:
         for device in self.devices:
             device.reset()
+        self._start_virtual_wire()
 
     def pause(self) -> None:
         """Brings every device to rest: work under way is finished, output is written out."""

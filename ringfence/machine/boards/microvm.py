@@ -1,9 +1,9 @@
 """The board "microvm": no PCI, virtio devices at fixed addresses, announced by ACPI.
 
-    0xfeb0_0000 + 0x200 n   virtio-mmio transport n, level-triggered on GSI 16 + n; eight of them
-    0xfec0_0000             I/O APIC
-    0xfee0_0000             local APIC
-    ports                   8259 pair 0x20 0xa0 0x4d0, 8254 0x40, RTC 0x70, COM1 0x3f8 (IRQ 4), ACPI PM 0x600 (SCI 9), reset 0xcf9
+0xfeb0_0000 + 0x200 n   virtio-mmio transport n, level-triggered on GSI 16 + n; eight of them
+0xfec0_0000             I/O APIC
+0xfee0_0000             local APIC
+ports                   8259 pair 0x20 0xa0 0x4d0, 8254 0x40, RTC 0x70, COM1 0x3f8 (IRQ 4), ACPI PM 0x600 (SCI 9), reset 0xcf9
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The board "pc": a PCI bus with a 440FX-class host bridge; virtio devices are PCI functions with MSI-X.
 
-    slot 0                  host bridge 8086:1237, configuration at ports 0xcf8-0xcff
-    slot 1, 2, ...          virtio devices in the order of the spec; INTA of slot s to GSI 16 + (s mod 4) where MSI-X is not used
-    0xe000_0000             window from which BARs are placed, up to the I/O APIC
-    0xfec0_0000             I/O APIC
-    0xfee0_0000             local APIC
-    ports                   8259 pair 0x20 0xa0 0x4d0, 8254 0x40, RTC 0x70, COM1 0x3f8 (IRQ 4), ACPI PM 0x600 (SCI 9), BARs from 0xd000
+slot 0                  host bridge 8086:1237, configuration at ports 0xcf8-0xcff
+slot 1, 2, ...          virtio devices in the order of the spec; INTA of slot s to GSI 16 + (s mod 4) where MSI-X is not used
+0xe000_0000             window from which BARs are placed, up to the I/O APIC
+0xfec0_0000             I/O APIC
+0xfee0_0000             local APIC
+ports                   8259 pair 0x20 0xa0 0x4d0, 8254 0x40, RTC 0x70, COM1 0x3f8 (IRQ 4), ACPI PM 0x600 (SCI 9), BARs from 0xd000
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Pc(Board):
         super()._add_legacy_parts()
         self.pci = PciBus(self.mmio, self.ports)
         # Byte accesses to 0xcf9, inside of CONFIG_ADDRESS, are the reset control register; the bridge passes them on.
-        self.pci_host = self.add(pci_host.PciHost(self.pci, self.host.reset))
+        self.pci_host = self.add(pci_host.PciHost(self.pci, self.reset_control.control))
         self.map_ports(pci_host.CONFIG_ADDRESS_PORT, pci_host.CONFIG_PORTS, self.pci_host, "pci-config")
 
     def add_virtio(self, device: VirtioDevice) -> None:
