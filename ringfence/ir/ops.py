@@ -26,6 +26,14 @@ def _sat_signed(value: int, w: int) -> int:
     return _saturate(value, -(1 << w - 1), (1 << w - 1) - 1)
 
 
+def _crc32c(data_w: int, data: int, crc: int) -> int:
+    """CRC-32C (polynomial 0x1EDC6F41, bits reflected, no inversion) of `data_w` bits after the 32-bit remainder `crc`."""
+    rest = crc ^ data
+    for _ in range(data_w):
+        rest = rest >> 1 ^ (0x82F63B78 if rest & 1 else 0)
+    return rest
+
+
 PURE: dict[str, Callable[..., int]] = {
     "add": lambda w, a, b: a + b,
     "sub": lambda w, a, b: a - b,
@@ -54,6 +62,7 @@ PURE: dict[str, Callable[..., int]] = {
     "avg": lambda w, a, b: a + b + 1 >> 1,
     "mulhu": lambda w, a, b: a * b >> w,
     "mulhs": lambda w, a, b: signed(a, w) * signed(b, w) >> w,
+    "crc32c": _crc32c,  # scalars only; the remainder and the result have 32 bits
 }
 
 # Comparisons: one bit as scalars, all ones or zero as lanes.

@@ -114,6 +114,10 @@ class Value:
     def bswap(self) -> Value:
         return self.trace.emit("bswap", self.w, [self])
 
+    def crc32c(self, crc: Value) -> Value:
+        """The 32-bit remainder after these bits, `crc` (32 bits) being the one before them."""
+        return self.trace.emit("crc32c", 32, [self, crc])
+
     def zext(self, w: int) -> Value:
         return self if w == self.w else self.trace.emit("zext", w, [self])
 
