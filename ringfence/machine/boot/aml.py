@@ -31,18 +31,18 @@ def term(value: Term) -> bytes:
 def name_path(path: str) -> bytes:
     """`_SB.PCI0`, `\\_SB`: segments padded to four characters (20.2.2)."""
     root = b"\\" if path.startswith("\\") else b""
-    segments = [segment.ljust(4, "_") for segment in path.removeprefix("\\").split(".")]
-    if any(len(segment) != 4 or not _is_name(segment) for segment in segments):
+    segments = path.removeprefix("\\").split(".")
+    if not all(_is_segment(segment) for segment in segments):
         raise ValueError(f"{path!r} is no ACPI name")
-    encoded = "".join(segments).encode("ascii")
+    encoded = "".join(segment.ljust(4, "_") for segment in segments).encode("ascii")
     if len(segments) == 1:
         return root + encoded
     prefix = b"\x2e" if len(segments) == 2 else b"\x2f" + bytes([len(segments)])
     return root + prefix + encoded
 
 
-def _is_name(segment: str) -> bool:
-    return not segment[0].isdigit() and all(c == "_" or (c.isascii() and (c.isdigit() or c.isupper())) for c in segment)
+def _is_segment(text: str) -> bool:
+    return 0 < len(text) <= 4 and not text[0].isdigit() and all(c == "_" or (c.isascii() and (c.isdigit() or c.isupper())) for c in text)
 
 
 def _package_length(body_bytes: int) -> bytes:

@@ -24,6 +24,7 @@ _XLF_KERNEL_64 = 1 << 0
 _XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 1
 _SECTOR_BYTES = 512
 _FIXED_END = 0x264
+_CMDLINE_MAX_BYTES_UNSAID = 255
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def parse(data: bytes, name: str) -> BzImage:
         pref_address=pref_address or code32_start,
         init_size=max(init_size, len(code)),
         initrd_addr_max=initrd_addr_max,
-        cmdline_size=cmdline_size,
+        cmdline_size=cmdline_size or _CMDLINE_MAX_BYTES_UNSAID,
     )
 
 

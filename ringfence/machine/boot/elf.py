@@ -105,7 +105,8 @@ def load(memory: GuestMemory, kernel: ElfKernel, name: str) -> None:
                 f"{name} wants to be loaded at {segment.paddr:#x}, where boot data and firmware tables live.",
                 "Link the kernel to load at 1 MiB (0x100000) or above.",
             )
-        if not memory.contains(segment.paddr, segment.memory_bytes):
+        # The page tables and a 32-bit entry reach 4 GiB only.
+        if segment.end > layout.LOW_RAM_END or not memory.contains(segment.paddr, segment.memory_bytes):
             raise too_large(name, segment.paddr, segment.memory_bytes, memory)
     for segment in kernel.segments:
         memory.write(segment.paddr, segment.data)
