@@ -1,0 +1,283 @@
+"""The reference interpreter on case records, and the comparison of two judges' results.
+
+`interpret_case` produces what the host CPU produces: the `out` half of a record.  `differences` compares, leaving out exactly what
+the manual leaves undefined (the decorator's `undefined`) and what no state can show (FIP, FDP and FOP of x87).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ringfence.ir.interpret import GuestFault, Interpreter
+from ringfence.ir.value import Op
+from ringfence.isa.x86.context import INSTRUCTIONS, Form, trace_form
+from ringfence.isa.x86.state import FLAG_BITS, GPR, EngineState, X86State, rflags_image, rflags_words
+
+from .forms import Instance
+from .records import GS_BASE, MAX_DIFFS, PAGE, READ_ONLY_ADDR, WINDOW_ADDR, WINDOW_BYTES
+
+LETTERS = {"c": "cf", "p": "pf", "a": "af", "z": "zf", "s": "sf", "o": "of"}
+_SHIFTS = ("shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd")
+_RESET = {name: field.initial() for state in (X86State, EngineState) for name, field in state.FIELDS.items()}
+# The user program that every case is: long mode, CPL 3, flat segments, SSE and x87 enabled.
+_USER = {
+    "cpl": 3, "cs": 0x33, "ss": 0x2B, "cr0": 0x80050033, "cr4": 0x6A0, "efer": 0xD01, "gs_base": GS_BASE, "rflags_sys": 0x200,
+}  # fmt: skip
+ELEMENT_LIMIT = 1 << 12
+
+
+class Loop(Exception):
+    """A repeated instruction that does not end."""
+
+
+@lru_cache(maxsize=20000)
+def traced(form: Form) -> list[Op]:
+    return trace_form(form).trace.ops
+
+
+class Window:
+    """The memory of a case with user rights, as the child has it."""
+
+    def __init__(self, base: bytes) -> None:
+        self.bytes = bytearray(base)
+        self.read_only = bytes(base[:PAGE])
+        self.touched: set[int] = set()
+
+    def _check(self, address: int, size: int, write: bool) -> None:
+        last = address + size - 1
+        for k, part in enumerate((address, last) if address >> 12 != last >> 12 else (address,)):
+            part &= (1 << 64) - 1
+            if part + (1 << 47) & (1 << 64) - 1 >= 1 << 48:
+                raise GuestFault(13)
+            where = part if k == 0 else part & ~0xFFF
+            if WINDOW_ADDR <= part < WINDOW_ADDR + WINDOW_BYTES:
+                continue
+            present = READ_ONLY_ADDR <= part < READ_ONLY_ADDR + PAGE
+            if write or not present:
+                raise GuestFault(14, 4 | write << 1 | present, where)
+
+    def load(self, address: int, size: int, write: bool, system: bool = False) -> int:
+        self._check(address, size, write)
+        if address >= READ_ONLY_ADDR:
+            at = address - READ_ONLY_ADDR
+            return int.from_bytes(self.read_only[at : at + size], "little")
+        at = address - WINDOW_ADDR
+        return int.from_bytes(self.bytes[at : at + size], "little")
+
+    def store(self, address: int, size: int, value: int, system: bool = False) -> None:
+        self._check(address, size, True)
+        self._put(address - WINDOW_ADDR, value.to_bytes(size, "little"))
+
+    def _put(self, at: int, data: bytes) -> None:
+        self.bytes[at : at + len(data)] = data
+        self.touched.update(range(at & ~7, at + len(data), 8))
+
+    def patch(self, at: int, data: bytes) -> None:
+        self._put(at, data)
+
+    def load_physical(self, address: int, size: int) -> int:
+        raise NotImplementedError("user instructions do not see physical memory")
+
+    def store_physical(self, address: int, size: int, value: int) -> None:
+        raise NotImplementedError("user instructions do not see physical memory")
+
+
+class CaseState(dict[str, Any]):
+    """The vCPU's fields, taken from the record when first asked for."""
+
+    def __init__(self, case: Any, entry: int) -> None:
+        super().__init__(rflags_words(int(case["rflags"]) & ~0x202))
+        self["rflags_sys"] |= 0x200
+        self["vpage"] = entry & ~0xFFF
+        self["rip"] = entry
+        self.case = case
+
+    def __missing__(self, name: str) -> Any:
+        value = self[name] = self._initial(name)
+        return value
+
+    def _initial(self, name: str) -> Any:
+        if name in _NUMBER:
+            return int(self.case["gpr"][_NUMBER[name]])
+        fx = self.case["fx"]
+        if name.startswith("xmm"):
+            low, high = fx["xmm"][int(name[3:])]
+            return int(low) | int(high) << 64
+        match name:
+            case "st":
+                top = int(fx["fsw"]) >> 11 & 7
+                values = [int(x["mantissa"]) | int(x["sign_exponent"]) << 64 for x in fx["st"]]
+                return [values[(k - top) & 7] for k in range(8)]
+            case "fcw" | "mxcsr":
+                return int(fx[name])
+            case "fsw":
+                return int(fx["fsw"]) & ~0x3800
+            case "ftop":
+                return int(fx["fsw"]) >> 11 & 7
+            case "ftag":
+                return int(fx["ftw"])
+        if name in _USER:
+            return _USER[name]
+        initial = _RESET[name]
+        return list(initial) if isinstance(initial, list) else initial
+
+
+_NUMBER = {name: n for n, name in enumerate(GPR)}
+
+
+def interpret_case(instance: Instance, case: Any, base: bytes) -> None:
+    """Runs one case in the reference interpreter and fills in its `out` half."""
+    decoded, entry = instance.decoded, instance.entry
+    state, memory = CaseState(case, entry), Window(base)
+    for k in range(int(case["patches"])):
+        memory.patch(int(case["patch"][k]["offset"]), case["patch"][k]["bytes"].tobytes())
+    case["trap"], case["error"], case["cr2"], case["rip"] = -1, 0, 0, entry + len(instance.raw)
+    ops = traced(decoded.form)
+    try:
+        for _ in range(ELEMENT_LIMIT):
+            outcome = Interpreter(state, memory, decoded.binds, decoded.imms).run(ops)
+            if outcome[0] == "jump":
+                case["rip"] = outcome[1]
+            elif outcome[0] == "taken":
+                if decoded.target is None:
+                    continue
+                case["rip"] = decoded.target
+            elif outcome[0] == "exit":
+                raise NotImplementedError(f"{instance}: leaves to the engine: {outcome}")
+            break
+        else:
+            raise Loop(str(instance))
+    except GuestFault as fault:
+        case["trap"], case["error"], case["rip"] = fault.vector, fault.error, entry
+        case["cr2"] = fault.address or 0
+    _put_state(case, state)
+    _put_memory(case, memory, base)
+
+
+def _put_state(case: Any, state: CaseState) -> None:
+    case["out_gpr"] = case["gpr"]
+    case["out_fx"] = case["fx"]
+    out = case["out_fx"]
+    for name, value in state.items():
+        if name in _NUMBER:
+            case["out_gpr"][_NUMBER[name]] = value
+        elif name.startswith("xmm"):
+            out["xmm"][int(name[3:])] = value & (1 << 64) - 1, value >> 64
+        elif name in ("fcw", "mxcsr"):
+            out[name] = value
+    if "ftag" in state:
+        out["ftw"] = state["ftag"]
+    if "fsw" in state or "ftop" in state or "st" in state:
+        out["fsw"] = state["fsw"] | state["ftop"] << 11
+        for k in range(8):
+            value = state["st"][(k + state["ftop"]) & 7]
+            out["st"][k]["mantissa"], out["st"][k]["sign_exponent"] = value & (1 << 64) - 1, value >> 64
+    case["out_rflags"] = rflags_image(state)
+
+
+def _put_memory(case: Any, memory: Window, base: bytes) -> None:
+    found = []
+    for at in sorted(memory.touched):
+        if memory.bytes[at : at + 8] != base[at : at + 8]:
+            found.append((at, int.from_bytes(memory.bytes[at : at + 8], "little")))
+    case["diffs"] = len(found)
+    for k, pair in enumerate(found[:MAX_DIFFS]):
+        case["diff"][k] = pair
+
+
+def normalise_host(cases: Any, instances: dict[int, Instance]) -> None:
+    """Turns what the host reports into the interpreter's terms: int3 filling and refused fetches are jumps."""
+    entry, trap, rip = cases["entry"], cases["trap"], cases["rip"]
+    length = np.array([len(instances[int(e)].raw) for e in entry], np.uint64)
+    plain = trap == -1
+    landed = (trap == 3) & (rip != entry + length)
+    fetched = (trap == 14) & (rip != entry) & (cases["cr2"] == rip)
+    refused = (trap == 13) & (rip != entry)  # a non-canonical target, noticed behind the branch
+    cases["rip"] = np.where(plain, entry + length, np.where(landed, rip - np.uint64(1), rip))
+    cases["trap"] = np.where(landed | fetched | refused, -1, trap)
+    gone = cases["trap"] == -1
+    cases["error"] = np.where(gone, 0, cases["error"])
+    cases["cr2"] = np.where(gone | (cases["trap"] != 14), 0, cases["cr2"])
+    # Forms do not tell RSP- and RBP-based operands apart, so a non-canonical one is #GP(0) here and not #SS(0).
+    cases["trap"] = np.where((cases["trap"] == 12) & (cases["error"] == 0), 13, cases["trap"])
+    # Linux sets P in the error codes of its own half of the address space, whatever is mapped there.
+    hidden = (cases["trap"] == 14) & (cases["cr2"] >= np.uint64(1 << 47))
+    cases["error"] = np.where(hidden, cases["error"] & ~np.uint64(1), cases["error"])
+    cases["out_rflags"] &= ~np.uint64(0x10100)  # RF is set in the image of a fault
+
+
+def undefined_flags(instance: Instance, case: Any) -> int:
+    """The flags that the manual leaves undefined for this case, as a mask of RFLAGS."""
+    name = instance.name
+    spec = INSTRUCTIONS[name].undefined
+    always, _, many = spec.partition(">1:")
+    letters = always
+    if name in _SHIFTS:
+        size = instance.decoded.form.size
+        count = _count(instance, case) & (63 if size == 64 else 31)
+        if count == 0:
+            letters = ""
+        elif count > 1:
+            letters += many
+        if count >= size and name in ("shl", "shr", "shld", "shrd"):  # SDM 2 SAL/SAR/SHL/SHR
+            letters += "c"
+        if count > size and name in ("shld", "shrd"):
+            letters = "oszapc"
+    return sum(1 << FLAG_BITS[LETTERS[letter]] for letter in set(letters))
+
+
+def _count(instance: Instance, case: Any) -> int:
+    insn = instance.insn
+    last = insn.op_count - 1
+    if str(insn).split()[-1].endswith("cl"):
+        return int(case["gpr"][1]) & 0xFF
+    return instance.decoded.imms.get(last, 1)
+
+
+def differences(instance: Instance, got: Any, wanted: Any) -> list[str]:
+    """What differs between two results of one case, in words; `wanted` is the judge's."""
+    found = []
+    for name in ("trap", "rip", "error", "cr2"):
+        if got[name] != wanted[name]:
+            found.append(f"{name}: {int(got[name]):#x}, not {int(wanted[name]):#x}")
+    for n, name in enumerate(GPR):
+        if got["out_gpr"][n] != wanted["out_gpr"][n]:
+            found.append(f"{name}: {int(got['out_gpr'][n]):#x}, not {int(wanted['out_gpr'][n]):#x}")
+    defined = ~np.uint64(undefined_flags(instance, wanted) | 0x10100)
+    if (got["out_rflags"] ^ wanted["out_rflags"]) & defined:
+        found.append(f"rflags: {int(got['out_rflags'] & defined):#x}, not {int(wanted['out_rflags'] & defined):#x}")
+    a, b = got["out_fx"], wanted["out_fx"]
+    for name in ("fcw", "fsw", "ftw", "mxcsr"):
+        if a[name] != b[name]:
+            found.append(f"{name}: {int(a[name]):#x}, not {int(b[name]):#x}")
+    for k in range(16):
+        if (a["xmm"][k] != b["xmm"][k]).any():
+            found.append(f"xmm{k}: {_hex(a['xmm'][k])}, not {_hex(b['xmm'][k])}")
+    for k in range(8):
+        x, y = a["st"][k], b["st"][k]
+        if x["mantissa"] != y["mantissa"] or x["sign_exponent"] != y["sign_exponent"]:
+            found.append(
+                f"st{k}: {int(x['sign_exponent']):04x}:{int(x['mantissa']):016x}, not {int(y['sign_exponent']):04x}:{int(y['mantissa']):016x}"
+            )
+    if got["diffs"] != wanted["diffs"] or (got["diff"][: got["diffs"]] != wanted["diff"][: got["diffs"]]).any():
+        found.append(f"memory: {_memory(got)}, not {_memory(wanted)}")
+    return found
+
+
+def _hex(pair: Any) -> str:
+    return f"{int(pair[1]):016x}_{int(pair[0]):016x}"
+
+
+def _memory(case: Any) -> str:
+    n = min(int(case["diffs"]), 4)
+    return "{" + ", ".join(f"{int(d['offset']):#x}: {int(d['value']):#x}" for d in case["diff"][:n]) + ("…" if case["diffs"] > n else "") + "}"
+
+
+def describe(instance: Instance, case: Any) -> str:
+    """The state that a case starts from, for people."""
+    gpr = " ".join(f"{name}={int(case['gpr'][n]):#x}" for n, name in enumerate(GPR))
+    fx = case["fx"]
+    return f"{instance} {gpr} rflags={int(case['rflags']):#x} mxcsr={int(fx['mxcsr']):#x} fcw={int(fx['fcw']):#x} fsw={int(fx['fsw']):#x} ftw={int(fx['ftw']):#x}"
