@@ -117,7 +117,7 @@ class PicPair(Device):
         if chip == _MASTER and s.special_nested[_MASTER]:
             blocking &= ~(1 << _CASCADE)
         for k in range(1, 9):
-            number = s.lowest[chip] + k & 7
+            number = int(s.lowest[chip]) + k & 7
             if blocking >> number & 1:
                 return None
             if wanted >> number & 1:

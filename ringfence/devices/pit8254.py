@@ -100,7 +100,8 @@ class Pit(TimedDevice):
     def output(self, c: int) -> bool:
         """The level of channel c's OUT pin now."""
         s = self.state
-        mode, count = s.mode[c], s.count[c]
+        mode: int = s.mode[c]
+        count: int = s.count[c]
         if not self._running(c):
             return bool(mode != 0)
         ticks = self._ticks(c)

@@ -116,7 +116,8 @@ class Rtc(TimedDevice):
         return bool(not cmos[_B] & _SET and cmos[_A] & 0x60 != 0x60)
 
     def _now_ns(self) -> int:
-        return int(self._clock.wall_s() * _NS) + self.state.offset_ns - _OFFSET_BIAS_NS
+        offset_ns: int = self.state.offset_ns - _OFFSET_BIAS_NS
+        return int(self._clock.wall_s() * _NS) + offset_ns
 
     def _encode(self, value: int) -> int:
         return value if self.state.cmos[_B] & _DM_BINARY else value % 10 | value // 10 % 10 << 4
@@ -163,7 +164,7 @@ class Rtc(TimedDevice):
 
     def _period_ns(self) -> int | None:
         """Rate of the periodic interrupt (MC146818A table 5, 32.768 kHz time base)."""
-        rate = self.state.cmos[_A] & 15
+        rate: int = self.state.cmos[_A] & 15
         if not rate:
             return None
         return (1 << (rate + 6 if rate < 3 else rate - 1)) * _NS // 32768
