@@ -42,12 +42,13 @@ class Msix:
         self._function = function
         function.add_bar(bar_index, BAR_BYTES, self, BarKind.MEM64)
         body = struct.pack("<HII", vectors - 1, bar_index, PBA_OFFSET | bar_index)
-        self._control = function.add_capability(CAPABILITY_MSIX, body, b"\x00\xc0") + 3
-        function.on_config_write(self._control, 1, self._deliver_pending)
+        # the half of Message Control that holds ENABLE and FUNCTION_MASK
+        self.control_offset = function.add_capability(CAPABILITY_MSIX, body, b"\x00\xc0") + 3
+        function.on_config_write(self.control_offset, 1, self._deliver_pending)
 
     @property
     def enabled(self) -> bool:
-        return bool(self._function.state.config[self._control] & ENABLE)
+        return bool(self._function.state.config[self.control_offset] & ENABLE)
 
     def notify(self, vector: int) -> None:
         """Sends the vector's message, or marks it pending while it is masked.  A vector out of range is ignored."""
@@ -55,7 +56,7 @@ class Msix:
             return
         table = self.state.table
         entry = 4 * vector
-        if self._function.state.config[self._control] & FUNCTION_MASK or table[entry + 3] & VECTOR_MASKED:
+        if self._function.state.config[self.control_offset] & FUNCTION_MASK or table[entry + 3] & VECTOR_MASKED:
             self.state.pending[vector] = 1
         else:
             self._sink.send_msi(table[entry + 1] << 32 | table[entry] & ~3, table[entry + 2])

@@ -75,6 +75,7 @@ class VirtioPci(PciFunction, Device):
         device.attach(memory, self)
         self.add_bar(VIRTIO_BAR, VIRTIO_BAR_BYTES, self, BarKind.MEM64)
         self.msix = Msix(self, len(device.queues) + 1, MSIX_BAR, msi)
+        self.on_config_write(self.msix.control_offset, 1, self._drive)
         self._add_structure(CFG_COMMON, COMMON, _COMMON_CFG.size)
         self._add_structure(CFG_ISR, ISR, 1)
         if device.config:
@@ -101,6 +102,10 @@ class VirtioPci(PciFunction, Device):
         else:
             self.transport.isr |= cause
             self.set_intx(True)
+
+    def _drive(self) -> None:
+        """PCI 3.0, 6.8.3.3: INTA# is silent while MSI-X is enabled."""
+        self.set_intx(bool(self.transport.isr) and not self.msix.enabled)
 
     # -- BAR 0 ----------------------------------------------------------------------------------------------------
 

@@ -173,6 +173,16 @@ def test_pci_msix_vectors() -> None:
     assert driver.read(16, 2) == 0xFFFF
 
 
+def test_pci_intx_is_silent_while_msix_is_enabled() -> None:
+    driver = PciDriver(rng(), make_memory())
+    driver.start(driver.transport.device)
+    driver.rings[0].offer((BUFFERS, 4, WRITE))
+    driver.kick()
+    assert driver.line.level
+    driver.enable_msix()
+    assert not driver.line.level
+
+
 def test_pci_configuration_window_reaches_bar_0() -> None:
     driver = PciDriver(rng(), make_memory())
     devfn = driver.SLOT << 3
