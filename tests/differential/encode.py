@@ -24,7 +24,28 @@ CODE_NAMES = _names(Code)
 _OPERAND_NAMES = _names(OpCodeOperandKind)
 _MAPS = {OpCodeTableKind.NORMAL: b"", OpCodeTableKind.T0F: b"\x0f", OpCodeTableKind.T0F38: b"\x0f\x38", OpCodeTableKind.T0F3A: b"\x0f\x3a"}
 _MANDATORY = {MandatoryPrefix.P66: b"\x66", MandatoryPrefix.PF3: b"\xf3", MandatoryPrefix.PF2: b"\xf2"}
-_FIXED = frozenset("ST0 AL AX EAX RAX CL DX IMM8_CONST_1 ES_RDI SEG_RSI SEG_RDI SEG_RBX_AL FS GS ES CS SS DS".split())
+_FIXED = frozenset(
+    [
+        "ST0",
+        "AL",
+        "AX",
+        "EAX",
+        "RAX",
+        "CL",
+        "DX",
+        "IMM8_CONST_1",
+        "ES_RDI",
+        "SEG_RSI",
+        "SEG_RDI",
+        "SEG_RBX_AL",
+        "FS",
+        "GS",
+        "ES",
+        "CS",
+        "SS",
+        "DS",
+    ]
+)
 _IN_REG = {"R64_REG": 16, "R32_REG": 16, "R16_REG": 16, "R8_REG": 16, "XMM_REG": 16, "MM_REG": 8, "SEG_REG": 6, "CR_REG": 9, "DR_REG": 8}
 _IN_OPCODE = {"R64_OPCODE": 16, "R32_OPCODE": 16, "R16_OPCODE": 16, "R8_OPCODE": 16, "STI_OPCODE": 8}
 _IMMEDIATE = {
@@ -58,7 +79,15 @@ def encodable() -> tuple[int, ...]:
 
 
 def _known(name: str) -> bool:
-    return name in _FIXED or name in _IN_REG or name in _IN_OPCODE or name in _IMMEDIATE or name in _BRANCH or _modrm(name) or name == "MEM_OFFS"
+    return (
+        name in _FIXED
+        or name in _IN_REG
+        or name in _IN_OPCODE
+        or name in _IMMEDIATE
+        or name in _BRANCH
+        or _modrm(name)
+        or name == "MEM_OFFS"
+    )
 
 
 def _modrm(name: str) -> bool:
@@ -112,12 +141,18 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
                 rm, rex = n & 7, rex | n >> 3
         elif name == "MEM_OFFS":
             width = 4 if b"\x67" in head else 8
-            immediates += (WINDOW_ADDR + rng.randrange(WINDOW_BYTES - 8) - (GS_BASE if b"\x65" in head else 0) & (1 << 8 * width) - 1).to_bytes(width, "little")
+            immediates += (
+                WINDOW_ADDR + rng.randrange(WINDOW_BYTES - 8) - (GS_BASE if b"\x65" in head else 0) & (1 << 8 * width) - 1
+            ).to_bytes(width, "little")
         elif name in _IMMEDIATE:
             immediates += _immediate(rng, _IMMEDIATE[name])
         elif name in _BRANCH:
             size = _BRANCH[name]
-            distance = rng.choice((rng.randrange(-100, -20), rng.randrange(20, 90))) if size == 1 else rng.choice((0x3000, -0x400000, rng.randrange(24, 90)))
+            distance = (
+                rng.choice((rng.randrange(-100, -20), rng.randrange(20, 90)))
+                if size == 1
+                else rng.choice((0x3000, -0x400000, rng.randrange(24, 90)))
+            )
             immediates += distance.to_bytes(size, "little", signed=True)
     if not plain and rng.random() < 0.3:
         rex |= 0x40
@@ -181,7 +216,9 @@ def place(raw: bytes, entry: int, rng: random.Random, aligned: bool = True) -> b
     at = raw.find(b"RIP!")
     if at < 0:
         return raw
-    target = WINDOW_ADDR + (rng.randrange(WINDOW_BYTES // 16 - 1) * 16 if aligned or rng.random() < 0.5 else rng.randrange(WINDOW_BYTES - 16))
+    target = WINDOW_ADDR + (
+        rng.randrange(WINDOW_BYTES // 16 - 1) * 16 if aligned or rng.random() < 0.5 else rng.randrange(WINDOW_BYTES - 16)
+    )
     if b"\x65" in raw[:3]:
         target -= GS_BASE
     displacement = target - (entry + len(raw))

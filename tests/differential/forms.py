@@ -39,8 +39,12 @@ EXCLUDED_NAMES: dict[str, str] = {
     "iretw": _SEGMENTS, "far call": _SEGMENTS, "far jmp": _SEGMENTS,
     "ud": "decides nothing; test_decoder_fuzz.py compares #UD", "ud0": "as ud", "ud1": "as ud", "ud2": "as ud", "gp": "not an instruction",
 }  # fmt: skip
+# Bodies that are no instruction of a user program, and so in no catalogue.
+NOT_USER_MODE: dict[str, str] = {}
 EXCLUDED_CODES: dict[str, str] = {
-    **dict.fromkeys(("RETNW", "RETNW_IMM16", "CALL_RM16", "JMP_RM16"), "66h on near branches: AMD cuts RIP to 16 bits, Intel ignores the prefix"),
+    **dict.fromkeys(
+        ("RETNW", "RETNW_IMM16", "CALL_RM16", "JMP_RM16"), "66h on near branches: AMD cuts RIP to 16 bits, Intel ignores the prefix"
+    ),
     **dict.fromkeys((n for n in CODE_NAMES.values() if "_FAR" in n or n.startswith(("JMP_M16", "CALL_M16", "RETF", "IRET"))), _SEGMENTS),
     **dict.fromkeys((n for n in CODE_NAMES.values() if n.startswith(("XSAVE", "XRSTOR"))), _DIFFERS),
     **dict.fromkeys((n for n in CODE_NAMES.values() if n.startswith(("SYSRET", "SYSEXIT"))), "ring 0"),

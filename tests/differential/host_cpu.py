@@ -116,7 +116,15 @@ class HostCpu:
         )  # fmt: skip
         script = Path(__file__).with_name("host_child.py")
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), str(self.fd), ",".join(":".join(map(str, s)) for s in shared), ",".join(map(str, numbers))],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(script),
+                str(self.fd),
+                ",".join(":".join(map(str, s)) for s in shared),
+                ",".join(map(str, numbers)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self.fd],

@@ -16,7 +16,7 @@ from elftools.elf.elffile import ELFFile
 
 from .records import BASE_ADDR, CASE, MAX_DIFFS, MAX_PATCHES, PATCH, SCRATCH_ADDR, WINDOW_ADDR, WINDOW_BYTES, at
 
-REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+REGISTERS = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"]
 RUN, HANDLER, LEAVE = 0, 16, 32
 _VARIABLES = ("host_rsp", "record", "end", "target", "active", "trap", "error", "cr2", "rip", "guest_rbx", "guest_rsp", "control")
 # Offsets of ucontext_t's registers (Linux x86-64 ABI: mcontext at 40, gregs in the order r8…r15 rdi rsi rbp rbx rdx rax rcx rsp
@@ -170,9 +170,6 @@ fatal:
     mov eax, 231
     syscall
 """
-
-
-
 
 
 def assemble(text: str) -> bytes:

@@ -1,8 +1,8 @@
 """Layout of what the test process and its native child share: one memfd holding scratch, code, window image and case records.
 
 A *case* is one instruction and one state.  The child executes it between loading the `in` half of its record and storing
-the `out` half.  Addresses are fixed and below 2 GiB, so that the child's own code reaches everything without a register
-and guest instructions reach the window through a plain 32-bit displacement.
+the `out` half.  Addresses are fixed and mostly below 2 GiB, so that the child's own code reaches everything without a
+register and guest instructions reach the window through a plain 32-bit displacement.
 
     SCRATCH_ADDR  one page: the loop's variables          CODE_ADDR    slots of SLOT_BYTES, int3 around every instruction
     BASE_ADDR     the window's content between cases      RECORDS_ADDR the cases
@@ -19,10 +19,11 @@ LOOP_ADDR = 0x2200_0000
 BASE_ADDR = 0x2400_0000
 CODE_ADDR = 0x2800_0000
 WINDOW_ADDR = 0x3000_0000
-RECORDS_ADDR = 0x4000_0000
+RECORDS_ADDR = 0x3A5A_0000_0000  # through a register only; far from what 32-bit addresses reach
 
 WINDOW_BYTES = 2 * PAGE
 READ_ONLY_ADDR = WINDOW_ADDR + 3 * PAGE
+FOREIGN = (0x10000, WINDOW_ADDR - PAGE)  # where the child has memory of its own: cases that get there decide nothing
 GS_BASE = WINDOW_ADDR + 0x140  # so that gs: operands work; FS belongs to the child's C library
 SLOT_BYTES = 256
 SLOT_ENTRY = 128  # an instruction's place in its slot: short branches stay inside the slot's int3 filling

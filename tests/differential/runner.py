@@ -17,7 +17,7 @@ from ringfence.isa.x86.context import INSTRUCTIONS, Form, trace_form
 from ringfence.isa.x86.state import FLAG_BITS, GPR, EngineState, X86State, rflags_image, rflags_words
 
 from .forms import Instance
-from .records import GS_BASE, MAX_DIFFS, PAGE, READ_ONLY_ADDR, WINDOW_ADDR, WINDOW_BYTES
+from .records import FOREIGN, GS_BASE, MAX_DIFFS, PAGE, READ_ONLY_ADDR, WINDOW_ADDR, WINDOW_BYTES
 
 LETTERS = {"c": "cf", "p": "pf", "a": "af", "z": "zf", "s": "sf", "o": "of"}
 _SHIFTS = ("shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd")
@@ -27,6 +27,14 @@ _USER = {
     "cpl": 3, "cs": 0x33, "ss": 0x2B, "cr0": 0x80050033, "cr4": 0x6A0, "efer": 0xD01, "gs_base": GS_BASE, "rflags_sys": 0x200,
 }  # fmt: skip
 ELEMENT_LIMIT = 1 << 12
+
+
+# What processors do differently among themselves, or what the manual calls implementation-specific.
+_MASKED_STORE = ("maskmovq", "maskmovdqu")  # SDM 2: which byte of a masked store faults, and what it has done by then
+
+
+class Undecided(Exception):
+    """The host says nothing about this case: it touches memory that the child has for itself."""
 
 
 class Loop(Exception):
@@ -55,6 +63,8 @@ class Window:
             where = part if k == 0 else part & ~0xFFF
             if WINDOW_ADDR <= part < WINDOW_ADDR + WINDOW_BYTES:
                 continue
+            if FOREIGN[0] <= part < FOREIGN[1]:
+                raise Undecided
             present = READ_ONLY_ADDR <= part < READ_ONLY_ADDR + PAGE
             if write or not present:
                 raise GuestFault(14, 4 | write << 1 | present, where)
@@ -240,6 +250,8 @@ def _count(instance: Instance, case: Any) -> int:
 def differences(instance: Instance, got: Any, wanted: Any) -> list[str]:
     """What differs between two results of one case, in words; `wanted` is the judge's."""
     found = []
+    if instance.name in _MASKED_STORE and got["trap"] == wanted["trap"] == 14:
+        return found
     for name in ("trap", "rip", "error", "cr2"):
         if got[name] != wanted[name]:
             found.append(f"{name}: {int(got[name]):#x}, not {int(wanted[name]):#x}")
@@ -259,12 +271,14 @@ def differences(instance: Instance, got: Any, wanted: Any) -> list[str]:
     for k in range(8):
         x, y = a["st"][k], b["st"][k]
         if x["mantissa"] != y["mantissa"] or x["sign_exponent"] != y["sign_exponent"]:
-            found.append(
-                f"st{k}: {int(x['sign_exponent']):04x}:{int(x['mantissa']):016x}, not {int(y['sign_exponent']):04x}:{int(y['mantissa']):016x}"
-            )
+            found.append(f"st{k}: {_extended(x)}, not {_extended(y)}")
     if got["diffs"] != wanted["diffs"] or (got["diff"][: got["diffs"]] != wanted["diff"][: got["diffs"]]).any():
         found.append(f"memory: {_memory(got)}, not {_memory(wanted)}")
     return found
+
+
+def _extended(x: Any) -> str:
+    return f"{int(x['sign_exponent']):04x}:{int(x['mantissa']):016x}"
 
 
 def _hex(pair: Any) -> str:
@@ -273,11 +287,13 @@ def _hex(pair: Any) -> str:
 
 def _memory(case: Any) -> str:
     n = min(int(case["diffs"]), 4)
-    return "{" + ", ".join(f"{int(d['offset']):#x}: {int(d['value']):#x}" for d in case["diff"][:n]) + ("…" if case["diffs"] > n else "") + "}"
+    return (
+        "{" + ", ".join(f"{int(d['offset']):#x}: {int(d['value']):#x}" for d in case["diff"][:n]) + ("…" if case["diffs"] > n else "") + "}"
+    )
 
 
 def describe(instance: Instance, case: Any) -> str:
     """The state that a case starts from, for people."""
     gpr = " ".join(f"{name}={int(case['gpr'][n]):#x}" for n, name in enumerate(GPR))
-    fx = case["fx"]
-    return f"{instance} {gpr} rflags={int(case['rflags']):#x} mxcsr={int(fx['mxcsr']):#x} fcw={int(fx['fcw']):#x} fsw={int(fx['fsw']):#x} ftw={int(fx['ftw']):#x}"
+    fx = " ".join(f"{name}={int(case['fx'][name]):#x}" for name in ("mxcsr", "fcw", "fsw", "ftw"))
+    return f"{instance} {gpr} rflags={int(case['rflags']):#x} {fx}"

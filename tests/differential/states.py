@@ -20,8 +20,8 @@ from .records import CASE, CODE_ADDR, GS_BASE, PAGE, READ_ONLY_ADDR, WINDOW_ADDR
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 U64 = np.uint64
 _NAMES = {v: k for k, v in vars(Register).items() if isinstance(v, int)}
-_LEGACY = "AX CX DX BX SP BP SI DI".split()
-_LOW = "AL CL DL BL SPL BPL SIL DIL".split()
+_LEGACY = ["AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI"]
+_LOW = ["AL", "CL", "DL", "BL", "SPL", "BPL", "SIL", "DIL"]
 
 
 def _numbers() -> dict[int, tuple[int, int, int]]:
@@ -36,13 +36,13 @@ def _numbers() -> dict[int, tuple[int, int, int]]:
                 if name == f"R{n + 8}{suffix}":
                     found[value] = (n + 8, w, 0)
         if name in ("AH", "CH", "DH", "BH"):
-            found[value] = ("AH CH DH BH".split().index(name), 8, 8)
+            found[value] = (["AH", "CH", "DH", "BH"].index(name), 8, 8)
     return found
 
 
 NUMBERS = _numbers()
 _STACK = ("push", "pop", "pushf", "popf", "call", "ret")
-_SHIFTS = frozenset("shl shr sar rol ror rcl rcr shld shrd".split())
+_SHIFTS = frozenset(["shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd"])
 
 
 class States:
@@ -85,9 +85,9 @@ class States:
         fx["ftw"] = 0xFF
         fx["mxcsr_mask"] = 0xFFFF
         name = self.name
-        if self.instance.insn.op_count and any("XMM" in _NAMES[self.instance.insn.op_register(k)] for k in range(self.instance.insn.op_count)) or name in (
-            "fxsave", "fxrstor", "fxsave64", "fxrstor64", "stmxcsr", "ldmxcsr",
-        ):  # fmt: skip
+        insn = self.instance.insn
+        vector = any("XMM" in _NAMES[insn.op_register(k)] for k in range(insn.op_count))
+        if vector or name in ("fxsave", "fxrstor", "fxsave64", "fxrstor64", "stmxcsr", "ldmxcsr"):
             self._mxcsr()
             kind = values.lane_kind(name)
             fx["xmm"] = values.vectors(rng, n * 16, kind).reshape(n, 16, 2)
@@ -327,7 +327,9 @@ class States:
             self.patch(gpr[:, RSP], np.stack([image, gpr[:, RCX]], 1), None)
             # Where no patch fits, TF may come from the window itself.
             outside = gpr[:, RSP] - U64(WINDOW_ADDR) > U64(WINDOW_BYTES - 16)
-            gpr[:, RSP] = np.where(outside & (gpr[:, RSP] - U64(WINDOW_ADDR - 8) < U64(WINDOW_BYTES + 2 * PAGE)), U64(WINDOW_ADDR - 64), gpr[:, RSP])
+            gpr[:, RSP] = np.where(
+                outside & (gpr[:, RSP] - U64(WINDOW_ADDR - 8) < U64(WINDOW_BYTES + 2 * PAGE)), U64(WINDOW_ADDR - 64), gpr[:, RSP]
+            )
         elif name == "pop" and code.startswith("POP_RM"):
             gpr[:, RSP] = np.where(self.chance(0.8), U64(WINDOW_ADDR) + self.uniform(0, WINDOW_BYTES - 16), gpr[:, RSP])
 

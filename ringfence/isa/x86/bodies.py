@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ringfence.isa.x86.control
+import ringfence.isa.x86.delivery
+import ringfence.isa.x86.integer
 import ringfence.isa.x86.mmx
+import ringfence.isa.x86.sse_float
 import ringfence.isa.x86.sse_int
 import ringfence.isa.x86.sse_move
-import ringfence.isa.x86.sse_string  # noqa: F401
+import ringfence.isa.x86.sse_string
+import ringfence.isa.x86.strings
+import ringfence.isa.x86.system  # noqa: F401

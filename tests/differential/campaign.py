@@ -1,0 +1,169 @@
+"""A differential campaign: instances of shapes, states for them, the host's verdict, and what disagrees with it.
+
+    python -m tests.differential.campaign --states 200 --seed 7 [--only shl,adc] [--keep]
+
+runs one over every form; `--keep` appends what it finds to regressions.txt, whose cases the test suite runs for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import forms, runner, states
+from .forms import Instance, Shape
+from .host_cpu import HostCpu
+from .records import CASE, RECORDS, SLOTS, at
+
+REGRESSIONS = Path(__file__).with_name("regressions.txt")
+_IN_BYTES = at("out_gpr")
+
+
+class Failure(NamedTuple):
+    """One case on which a judge and the host differ."""
+
+    instance: Instance
+    case: Any  # as the host answered
+    problems: list[str]
+
+    def __str__(self) -> str:
+        return f"{runner.describe(self.instance, self.case)}\n    " + "\n    ".join(self.problems) + f"\n    {self.line()}"
+
+    def line(self) -> str:
+        """The case as a line of regressions.txt: name, slot, instruction, input half of the record (zlib, hexadecimal)."""
+        packed = zlib.compress(self.case.tobytes()[:_IN_BYTES], 9).hex()
+        slot = (self.instance.entry - forms.entry_of(0)) // (forms.entry_of(1) - forms.entry_of(0))
+        return f"{self.instance.name.replace(' ', '_')} {slot} {self.instance.raw.hex()} {packed}"
+
+
+class Report:
+    """What a campaign did."""
+
+    def __init__(self) -> None:
+        self.cases = 0
+        self.undecided = 0
+        self.shapes = 0
+        self.failures: list[Failure] = []
+        self.traps: Counter[int] = Counter()
+
+    def summary(self, most: int = 12) -> str:
+        names = Counter(f.instance.name for f in self.failures)
+        shown: dict[str, Failure] = {}
+        for failure in self.failures:
+            shown.setdefault(failure.instance.name, failure)
+        head = f"{len(self.failures)} of {self.cases} cases differ: {dict(names.most_common())}"
+        return "\n".join([head, *map(str, list(shown.values())[:most])])
+
+
+Judge = Callable[[list[Instance], Any, bytes], Iterator[tuple[int, list[str]]]]
+"""(instances in slot order, host's cases, window image) -> (index of the case, problems); an index may be missing."""
+
+
+def interpreter_judge(instances: list[Instance], cases: Any, base: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Every case through the reference interpreter."""
+    per = len(cases) // len(instances)
+    got = cases.copy()
+    for k, instance in enumerate(instances):
+        for j in range(k * per, (k + 1) * per):
+            try:
+                runner.interpret_case(instance, got[j], base)
+            except runner.Undecided:
+                continue
+            yield j, runner.differences(instance, got[j], cases[j])
+
+
+def draw(shapes: list[Shape], rng: random.Random) -> list[Instance]:
+    """One instance of each shape, in slots 0, 1, 2 …"""
+    found: list[Instance] = []
+    for shape in shapes:
+        for _ in range(30):
+            instance = forms.build(shape, len(found), rng)
+            if instance is not None:
+                found.append(instance)
+                break
+    return found
+
+
+def run(host: HostCpu, shapes: list[Shape], per_shape: int, seed: int, judge: Judge = interpreter_judge) -> Report:
+    """`per_shape` states for each shape, in batches of the host's size."""
+    report = Report()
+    report.shapes = len(shapes)
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    at_once = min(RECORDS // per_shape, SLOTS)
+    base = host.base.tobytes()
+    for start in range(0, len(shapes), at_once):
+        instances = draw(shapes[start : start + at_once], rng)
+        if not instances:
+            continue
+        cases = np.zeros(per_shape * len(instances), CASE)
+        host.load_code([i.raw for i in instances])
+        for k, instance in enumerate(instances):
+            states.fill(instance, cases[k * per_shape : (k + 1) * per_shape], numbers, host.base)
+        _judge(host, instances, cases, base, judge, report)
+    return report
+
+
+def _judge(host: HostCpu, instances: list[Instance], cases: Any, base: bytes, judge: Judge, report: Report) -> None:
+    host.run(cases)
+    runner.normalise_host(cases, {i.entry: i for i in instances})
+    per = len(cases) // len(instances)
+    report.traps.update(int(t) for t in cases["trap"])
+    seen = 0
+    for j, problems in judge(instances, cases, base):
+        seen += 1
+        if problems:
+            report.failures.append(Failure(instances[j // per], cases[j].copy(), problems))
+    report.cases += seen
+    report.undecided += len(cases) - seen
+
+
+def replay(host: HostCpu, line: str, judge: Judge = interpreter_judge) -> Report:
+    """One line of regressions.txt again."""
+    name, slot_text, raw, packed = line.split()
+    slot = int(slot_text)
+    instance = forms.parse(bytes.fromhex(raw), slot)
+    if instance is None:
+        raise ValueError(f"no instruction form any more: {name} {raw}")
+    cases = np.zeros(1, CASE)
+    cases[:1].view("u1")[:_IN_BYTES] = np.frombuffer(zlib.decompress(bytes.fromhex(packed)), "u1")
+    host.load_code([b"\x0f\x0b"] * slot + [instance.raw])
+    report = Report()
+    _judge(host, [instance], cases, host.base.tobytes(), judge, report)
+    return report
+
+
+def regressions() -> list[str]:
+    return [line for line in REGRESSIONS.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compares the reference interpreter with the host CPU.")
+    parser.add_argument("--states", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--only", default="", help="body names, separated by commas")
+    parser.add_argument("--keep", action="store_true", help="append one failing case a body to regressions.txt")
+    options = parser.parse_args()
+    shapes = list(forms.shapes())
+    if options.only:
+        rng, wanted = random.Random(0), set(options.only.split(","))
+        shapes = [s for s in shapes if any(i.name in wanted for i in draw([s], rng))]
+    with HostCpu() as host:
+        report = run(host, shapes, options.states, options.seed)
+    print(f"seed {options.seed}, {len(shapes)} shapes, {report.undecided} undecided, traps {dict(report.traps)}")
+    print(report.summary(most=1000))
+    if options.keep:
+        first = {f.instance.name: f for f in reversed(report.failures)}
+        with REGRESSIONS.open("a") as file:
+            file.writelines(f.line() + "\n" for f in first.values())
+
+
+if __name__ == "__main__":
+    main()

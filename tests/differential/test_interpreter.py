@@ -1,0 +1,37 @@
+"""The reference interpreter against the host CPU, over every user-mode form that has a body."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringfence.isa.x86.context import INSTRUCTIONS
+
+from . import campaign, forms
+from .host_cpu import HostCpu
+
+PARTS = 4
+STATES = 24
+SHAPES = list(forms.shapes())
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_form_agrees_with_the_host(host: HostCpu, part: int) -> None:
+    report = campaign.run(host, SHAPES[part::PARTS], STATES, seed=1000 + part)
+    assert not report.failures, report.summary()
+    assert report.cases >= 20 * len(SHAPES[part::PARTS])
+
+
+def test_every_body_is_judged_or_excluded_with_a_reason() -> None:
+    import random
+
+    judged = {instance.name for instance in campaign.draw(SHAPES, random.Random(4))}
+    judged |= {instance.name for instance in campaign.draw(SHAPES, random.Random(5))}
+    left = {name for name in INSTRUCTIONS if name not in judged and not forms.excluded(name)} - set(forms.NOT_USER_MODE)
+    assert not left, f"bodies that no judge sees: {sorted(left)}"
+
+
+@pytest.mark.parametrize("line", campaign.regressions())
+def test_regression(host: HostCpu, line: str) -> None:
+    report = campaign.replay(host, line)
+    assert not report.failures, report.summary()
+    assert report.cases == 1
