@@ -39,9 +39,7 @@ X2APIC_WRITABLE = {
     TIMER_DIVIDE: 0x0B,
     SELF_IPI: 0xFF,
 }
-X2APIC_READABLE = frozenset(
-    (ID, VERSION, TPR, PPR, LDR, SVR, *range(ISR, ESR + 1), ICR_LOW, *range(LVT, TIMER_CURRENT + 1), TIMER_DIVIDE)
-)
+X2APIC_READABLE = frozenset((ID, VERSION, TPR, PPR, LDR, SVR, *range(ISR, ESR + 1), ICR_LOW, *range(LVT, TIMER_CURRENT + 1), TIMER_DIVIDE))
 
 
 class LocalApicState(State):

@@ -21,9 +21,7 @@ _RETRY_NS = 20_000  # longer than the loop takes, so that a TSC that stands stil
 class ApicTimer:
     """Counts at APIC_TIMER_HZ (1 ns a tick before the divider).  `expired` is called whether or not the LVT is masked."""
 
-    def __init__(
-        self, state: LocalApicState, clock: Clock, tsc_hz: int, read_tsc: Callable[[], int], expired: Callable[[], None]
-    ) -> None:
+    def __init__(self, state: LocalApicState, clock: Clock, tsc_hz: int, read_tsc: Callable[[], int], expired: Callable[[], None]) -> None:
         self._state = state
         self._clock = clock
         self._tsc_hz = tsc_hz

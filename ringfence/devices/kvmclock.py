@@ -49,9 +49,7 @@ class KvmClock(TimedDevice):
 
     name = "kvmclock"
 
-    def __init__(
-        self, memory: GuestMemory, clock: Clock, tsc_hz: int, read_tsc: Callable[[], int], origin_ns: int | None = None
-    ) -> None:
+    def __init__(self, memory: GuestMemory, clock: Clock, tsc_hz: int, read_tsc: Callable[[], int], origin_ns: int | None = None) -> None:
         self.state: KvmClockState = KvmClockState()
         self._memory = memory
         self._clock = clock

@@ -25,7 +25,7 @@ _ELCR_MASK = (0xF8, 0xDE)  # IRQ 0, 1, 2, 8 and 13 are always edge-triggered
 class PicState(State):
     irr = Field(8, count=2, doc="interrupt request register")
     isr = Field(8, count=2, doc="in-service register")
-    imr = Field(8, count=2, doc="interrupt mask register (OCW1)")
+    imr = Field(8, count=2, reset=0xFF, doc="interrupt mask register (OCW1); all masked, as firmware leaves it")
     lines = Field(8, count=2, doc="levels of the inputs")
     elcr = Field(8, count=2, doc="edge/level control: 1 is level-triggered")
     vector = Field(8, count=2, doc="vector of input 0 (ICW2)")

@@ -187,9 +187,7 @@ class Pit(TimedDevice):
                         self._latch_count(n)
                     if not value & 0x10 and not s.status_latched[n]:
                         s.status_latched[n] = 1
-                        s.status[n] = (
-                            self.output(n) << 7 | (1 - s.loaded[n]) << 6 | s.access[n] << 4 | s.mode[n] << 1 | s.bcd[n]
-                        )
+                        s.status[n] = self.output(n) << 7 | (1 - s.loaded[n]) << 6 | s.access[n] << 4 | s.mode[n] << 1 | s.bcd[n]
             return
         if access == 0:
             self._latch_count(c)

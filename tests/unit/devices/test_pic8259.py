@@ -160,3 +160,12 @@ def test_nothing_is_requested_during_initialisation() -> None:
     for value in (0x20, 4, 1):
         pic.master.write(1, 1, value)
     assert pic.acknowledge() == 0x21
+
+
+def test_before_initialisation_everything_is_masked() -> None:
+    """A guest that uses only the APICs never programs the pair and must not get its interrupts twice."""
+    pic = PicPair(lambda level: None)
+    pulse(pic, 4)
+    assert not pic.pending()
+    pic.master.write(1, 1, 0xFB)
+    assert pic.master.read(1, 1) == 0xFB  # drivers probe for the part by its mask register
