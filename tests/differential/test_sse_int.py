@@ -13,7 +13,7 @@ import iced_x86 as iced
 import numpy as np
 import pytest
 
-import ringfence.isa.x86.bodies
+import ringfence.isa.x86.bodies  # noqa: F401
 from ringfence.ir.interpret import GuestFault, Interpreter
 from ringfence.ir.verify import verify
 from ringfence.isa.x86.context import INSTRUCTIONS, trace_form
@@ -22,18 +22,18 @@ from ringfence.isa.x86.state import ARITHMETIC, GPR, EngineState, X86State, rfla
 
 from .encode import CODE_NAMES, encodable, encode, has_memory_shape, has_register_shape, place
 from .host_cpu import HostCpu, supported
-from .records import CASE, PAGE, READ_ONLY_ADDR, SLOTS, WINDOW_ADDR, WINDOW_BYTES
+from .records import CASE, PAGE, READ_ONLY_ADDR, RECORDS, SLOTS, WINDOW_ADDR, WINDOW_BYTES
 
 pytestmark = pytest.mark.skipif(bool(supported()), reason=supported() or "-")
 
-MODULES = frozenset("ringfence.isa.x86." + m for m in ("sse_move", "sse_int", "sse_string", "mmx"))
 FEATURES = {v: k for k, v in vars(iced.CpuidFeature).items() if isinstance(v, int)}
 END_ADDR = WINDOW_ADDR + WINDOW_BYTES
 INTERESTING = (0, 0, 1, 0x7F, 0x80, 0xFF, 0x41, 0x42)
 # Floating-point arithmetic and conversion, control words: bodies of other modules, tests of other files.
-FLOATING_POINT = frozenset(
-    "add sub mul div sqrt rsqrt rcp min max cmp comi ucomi cvt haddp hsubp addsubp dpp round fxsave fxrstor ldmxcsr stmxcsr fisttp".split()
-)
+FLOATING_POINT = (
+    "add", "sub", "mul", "div", "sqrt", "rsqrt", "rcp", "min", "max", "cmp", "comi", "ucomi", "cvt", "haddp", "hsubp", "addsubp",
+    "dpp", "round", "fxsave", "fxrstor", "ldmxcsr", "stmxcsr", "fisttp",
+)  # fmt: skip
 
 
 def name_of(code: int) -> str:
@@ -49,7 +49,7 @@ def features(code: int) -> list[str]:
 def ours(code: int) -> bool:
     """Whether the code belongs to this file's subject, by its CPUID features and mnemonic."""
     subject = any(f.startswith(("SSE", "SSSE", "MMX")) and f != "SSE4A" or f in ("CLFSH", "PREFETCHW") for f in features(code))
-    return subject and not name_of(code).startswith(tuple(FLOATING_POINT))
+    return subject and not name_of(code).startswith(FLOATING_POINT)
 
 
 CODES = tuple(code for code in encodable() if ours(code))
@@ -104,7 +104,7 @@ def vector(rng: random.Random) -> int:
     return int.from_bytes(bytes(rng.choice(INTERESTING) for _ in range(16)), "little")
 
 
-def targets(rng: random.Random, size: int, code: int) -> Iterator[int]:
+def targets(rng: random.Random, size: int) -> Iterator[int]:
     """Addresses for an operand of `size` bytes: aligned mostly, at the end of memory, one byte too far, any."""
     while True:
         yield WINDOW_ADDR + rng.randrange(WINDOW_BYTES // 16) * 16
@@ -205,6 +205,8 @@ def interpret(case: Any, c: Case, trace: Any, base: bytes) -> list[str]:
     except GuestFault as fault:
         trap, error, cr2 = fault.vector, fault.error, fault.address or 0
     native = int(case["trap"])
+    if implicit_address(c.decoded) and 14 in (trap, native):
+        return []  # SDM 2B, MASKMOVDQU: faults of bytes not selected depend on the implementation
     if trap != native:
         return [f"trap {trap} (error {error:#x}) where the host has {native}"]
     if trap == 14 and cr2 != int(case["cr2"]):
@@ -217,8 +219,9 @@ def run(host: HostCpu, seed: int, codes: tuple[int, ...], n_instances: int, n_st
     rng = random.Random(seed)
     problems: list[str] = []
     plan = raws if raws is not None else [raw for code in codes for raw in instances(rng, code, n_instances)]
-    for start in range(0, len(plan), SLOTS // 4):
-        part = plan[start : start + SLOTS // 4]
+    size = min(SLOTS, RECORDS // n_states)
+    for start in range(0, len(plan), size):
+        part = plan[start : start + size]
         entries = host.load_code([place(raw, 0, rng) for raw in part])
         part = [place(raw, entry, rng) for raw, entry in zip(part, entries, strict=True)]
         entries = host.load_code(part)
@@ -245,7 +248,7 @@ def _run_part(host: HostCpu, rng: random.Random, raws: list[bytes], entries: lis
             continue
         memory = [w for kind, w, _ in d.form.operands if kind == "m"]
         size = memory[0] // 8 if memory else (d.form.operands[0][1] // 8 if implicit_address(d) else 16)
-        places = targets(rng, size, 0)
+        places = targets(rng, size)
         for _ in range(n_states):
             case = records[len(cases)]
             case["entry"] = entry
@@ -274,17 +277,14 @@ def test_every_code_has_a_body() -> None:
 
 def test_interpreter_equals_host() -> None:
     with HostCpu() as host:
-        problems = run(host, 20240, CODES, 4, 7)
+        problems = run(host, 20240, CODES, 2, 7)
     assert not problems, f"{len(problems)} differ:\n" + "\n".join(problems[:30])
 
 
 def test_string_comparisons_with_every_immediate() -> None:
-    raws = [
-        prefix + bytes((0x0F, 0x3A, opcode, 0xCA, imm)) for prefix in (b"\x66", b"\x66\x48") for opcode in range(0x60, 0x64) for imm in range(128)
-    ]
+    opcodes = [prefix + bytes((0x0F, 0x3A, opcode, 0xCA)) for prefix in (b"\x66", b"\x66\x48") for opcode in range(0x60, 0x64)]
+    raws = [opcode + bytes([imm]) for opcode in opcodes for imm in range(128)]
     with HostCpu() as host:
-        problems = run(host, 7, (), 0, 4, raws)
+        problems = run(host, 7, (), 0, 3, raws)
     assert not problems, f"{len(problems)} differ:\n" + "\n".join(problems[:30])
 
-
-assert ringfence.isa.x86.bodies is not None

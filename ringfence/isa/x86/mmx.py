@@ -12,5 +12,5 @@ from ringfence.isa.x86.sse_move import mmx_check
 @insn("emms")
 def emms(i: Context) -> None:
     mmx_check(i)
-    i.put("ftop", i.const(0, 3))
+    i.put("ftop", i.const(0, 8))  # a whole byte: compiled code stores it as it is
     i.put("ftag", i.const(0, 8))

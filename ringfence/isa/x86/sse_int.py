@@ -345,7 +345,7 @@ binary(16, "pblendw")(_blend)
 
 
 def _blend_by_register(i: Context, a: Lanes, b: Lanes) -> Lanes:
-    return i[2].get().lanes(a.lane).select(b, a)
+    return i.get("xmm0", 128).lanes(a.lane).select(b, a)
 
 
 binary(8, "pblendvb")(_blend_by_register)

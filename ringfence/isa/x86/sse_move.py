@@ -30,7 +30,7 @@ def mmx_check(i: Context) -> None:
 
 def enter_mmx(i: Context) -> None:
     """Every MMX instruction but EMMS makes all x87 registers valid and TOP 0 (SDM 1 9.2.2)."""
-    i.put("ftop", i.const(0, 3))
+    i.put("ftop", i.const(0, 8))  # a whole byte: compiled code stores it as it is
     i.put("ftag", i.const(0xFF, 8))
 
 
@@ -176,17 +176,15 @@ vector("pmovmskb")(_sign_mask(8))
 
 @vector("maskmovdqu", "maskmovq")
 def maskmov(i: Context) -> None:
-    """Byte stores, so that bytes not selected are left to other processors.  The two probes cover all bytes selected:
-    they lie within two pages, and a selected byte of each is probed if there is one."""
+    """Byte stores, so that bytes not selected are left to other processors.  Whether those can fault is up to the
+    implementation (SDM 2B, MASKMOVDQU); here the whole operand is probed, as AMD's processors do."""
     data, selected = i[0].get(), i[1].get().lanes(8).movemask()
     offset = i.get("rdi")
     if i.form.mem.address32:
         offset = offset.trunc(32).zext(64)
     address = offset + i.get(f"{i.form.mem.segment}_base") if i.form.mem.segment else offset
     n = data.w // 8
-    with i.when(selected != 0):
-        i.probe(address + selected.cttz().zext(64), 1)
-        i.probe(address + (n - 1 - selected.ctlz()).zext(64), 1)
+    i.probe(address, n)
     for k in range(n):
         with i.when(selected.bit(k)):
             i.store(address + k, data.bits(8 * k, 8), safe=True)
