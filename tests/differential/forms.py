@@ -43,6 +43,9 @@ EXCLUDED_NAMES: dict[str, str] = {
 NOT_USER_MODE: dict[str, str] = {}
 EXCLUDED_CODES: dict[str, str] = {
     **dict.fromkeys(
+        (n for n in CODE_NAMES.values() if n.endswith("_0F0D")), "0F 0D with a register operand: reserved NOP for Intel, #UD for AMD"
+    ),
+    **dict.fromkeys(
         ("RETNW", "RETNW_IMM16", "CALL_RM16", "JMP_RM16"), "66h on near branches: AMD cuts RIP to 16 bits, Intel ignores the prefix"
     ),
     **dict.fromkeys((n for n in CODE_NAMES.values() if "_FAR" in n or n.startswith(("JMP_M16", "CALL_M16", "RETF", "IRET"))), _SEGMENTS),

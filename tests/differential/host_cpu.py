@@ -62,14 +62,17 @@ class HostCpu:
         self._end_child()
         os.close(self.fd)
 
-    def load_code(self, instructions: list[bytes]) -> list[int]:
-        """Places instructions (at most SLOTS) in slots of their own; returns their addresses, valid until the next call."""
+    def load_code(self, instructions: list[bytes], resume: bool = True) -> list[int]:
+        """Places instructions (at most SLOTS) in slots of their own; returns their addresses, valid until the next call.
+
+        Without `resume`, int3 follows each instruction, so that the trap's RIP tells where it ended.
+        """
         self._code[: len(instructions)] = 0xCC
         addresses = []
         for k, raw in enumerate(instructions):
             entry = records.CODE_ADDR + k * SLOT_BYTES + SLOT_ENTRY
             back = records.LOOP_ADDR + native_loop.LEAVE - (entry + len(raw) + 5)
-            code = raw + b"\xe9" + (back & 0xFFFFFFFF).to_bytes(4, "little")
+            code = raw + b"\xe9" + (back & 0xFFFFFFFF).to_bytes(4, "little") if resume else raw
             self._code[k, SLOT_ENTRY : SLOT_ENTRY + len(code)] = np.frombuffer(code, "u1")
             addresses.append(entry)
         return addresses

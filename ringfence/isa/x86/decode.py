@@ -122,9 +122,9 @@ def decode(raw: bytes | memoryview, ip: int) -> Decoded | None:
     decoder = iced.Decoder(64, bytes(raw[:MAX_INSTRUCTION_BYTES]), ip=ip)
     insn = decoder.decode()
     if insn.code == Code.INVALID:
+        if decoder.position >= MAX_INSTRUCTION_BYTES:  # no encoding ends within the limit: SDM 3A 6.15, #GP
+            return Decoded(Form("gp", 64, ()), 1, {}, {"next": (ip & 0xFFF) + 1}, None, "(too long)")
         if decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
-            if len(raw) >= MAX_INSTRUCTION_BYTES:
-                return Decoded(Form("gp", 64, ()), 1, {}, {"next": (ip & 0xFFF) + 1}, None, "(too long)")
             return None
         return _undefined(ip, 1)
     return describe(insn)
