@@ -1,4 +1,7 @@
-"""Snapshots and bitmaps of a qcow2 image: this package changes neither, but must neither lose nor overwrite them.
+"""Snapshots and bitmaps of a qcow2 image: where they are, so that nothing overwrites them.
+
+Snapshots stay as they are.  Dirty bitmaps would be wrong after the first write, as nobody here keeps them: they are given up
+then, which the header's auto-clear bit tells to everyone.
 
 Specification: qcow2, sections "Snapshots" and "Bitmaps".
 """
@@ -10,9 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ringfence.backends.block.hostfile import DamagedImage, HostFile
-from ringfence.backends.block.qcow2_format import MAX_L1_BYTES, Header
+from ringfence.backends.block.qcow2_format import BITMAPS_VALID, MAX_L1_BYTES, OFFSET_MASK, Header
+from ringfence.backends.block.qcow2_table import decode
 from ringfence.core.units import MIB
 
+SNAPSHOT_L1, BITMAP_TABLE = "L1 table of a snapshot", "bitmap table"
 _ENTRY = struct.Struct(">QIHHIIQII")
 _BITMAP = struct.Struct(">QIIBBHI")
 _MAX_SNAPSHOT_TABLE_BYTES = 64 * MIB
@@ -27,6 +32,9 @@ class Area:
     offset: int
     size_bytes: int
 
+    def clusters(self, cluster_bits: int) -> range:
+        return range(self.offset >> cluster_bits, (self.offset + self.size_bytes - 1 >> cluster_bits) + 1)
+
 
 def snapshot_areas(file: HostFile, header: Header) -> Iterator[Area]:
     """The snapshots' L1 tables, then the table of snapshots."""
@@ -35,7 +43,7 @@ def snapshot_areas(file: HostFile, header: Header) -> Iterator[Area]:
         l1_offset, l1_entries, id_bytes, name_bytes, *_times, _state_bytes, extra_bytes = _ENTRY.unpack(file.read(offset, _ENTRY.size))
         if l1_entries * 8 > MAX_L1_BYTES:
             raise DamagedImage(header.name, "a snapshot's L1 table is too large")
-        yield Area("L1 table of a snapshot", l1_offset, l1_entries * 8)
+        yield Area(SNAPSHOT_L1, l1_offset, l1_entries * 8)
         offset += -(-(_ENTRY.size + extra_bytes + id_bytes + name_bytes) // 8) * 8
         if offset - header.snapshots_offset > _MAX_SNAPSHOT_TABLE_BYTES or offset > file_bytes + 7:
             raise DamagedImage(header.name, "its snapshot table is too long")
@@ -44,8 +52,8 @@ def snapshot_areas(file: HostFile, header: Header) -> Iterator[Area]:
 
 
 def bitmap_areas(file: HostFile, header: Header) -> Iterator[Area]:
-    """The directory of bitmaps, then the table of each."""
-    if header.bitmaps is None:
+    """The directory of bitmaps, then the table of each; none when the header calls them out of date."""
+    if header.bitmaps is None or not header.autoclear & BITMAPS_VALID:
         return
     directory = file.read(header.bitmaps.directory_offset, header.bitmaps.directory_bytes)
     yield Area("bitmap directory", header.bitmaps.directory_offset, len(directory))
@@ -56,8 +64,13 @@ def bitmap_areas(file: HostFile, header: Header) -> Iterator[Area]:
         offset, entries, _flags, _kind, _granularity, name_bytes, extra_bytes = _BITMAP.unpack_from(directory, at)
         if entries * 8 > _MAX_BITMAP_TABLE_BYTES:
             raise DamagedImage(header.name, "a bitmap's table is too large")
-        yield Area("bitmap table", offset, entries * 8)
+        yield Area(BITMAP_TABLE, offset, entries * 8)
         at += -(-(_BITMAP.size + extra_bytes + name_bytes) // 8) * 8
+
+
+def bitmap_clusters(file: HostFile, area: Area) -> list[int]:
+    """Offsets of the clusters that a bitmap's table refers to."""
+    return [entry & OFFSET_MASK for entry in decode(file.read(area.offset, area.size_bytes), 64) if entry & OFFSET_MASK]
 
 
 def claim(header: Header, areas: Iterator[Area], file_bytes: int, metadata: set[int]) -> list[Area]:
@@ -68,7 +81,7 @@ def claim(header: Header, areas: Iterator[Area], file_bytes: int, metadata: set[
             continue
         if area.offset % header.cluster_bytes or area.offset + area.size_bytes > file_bytes:
             raise DamagedImage(header.name, f"its {area.what} is not where it can be ({area.offset:#x} + {area.size_bytes:#x})")
-        clusters = range(area.offset >> header.cluster_bits, (area.offset + area.size_bytes - 1 >> header.cluster_bits) + 1)
+        clusters = area.clusters(header.cluster_bits)
         if not metadata.isdisjoint(clusters):
             raise DamagedImage(header.name, f"its {area.what} overlaps another table")
         metadata.update(clusters)

@@ -19,7 +19,7 @@ import struct
 from ringfence.backends.api import Block
 from ringfence.backends.block.compression import Decompressor
 from ringfence.backends.block.hostfile import BytesLike, HostFile
-from ringfence.backends.block.qcow2_areas import bitmap_areas, claim, fixed_areas, snapshot_areas
+from ringfence.backends.block.qcow2_areas import BITMAP_TABLE, bitmap_areas, bitmap_clusters, claim, fixed_areas, snapshot_areas
 from ringfence.backends.block.qcow2_check import recount
 from ringfence.backends.block.qcow2_format import AUTOCLEAR_OFFSET, CORRUPT, DIRTY, INCOMPATIBLE_OFFSET, Header
 from ringfence.backends.block.qcow2_mapping import Kind, Mapping
@@ -47,6 +47,7 @@ class Qcow2Block:
         self.size_bytes = header.size_bytes
         self._cluster_bytes = header.cluster_bytes
         self._marked_dirty = False
+        self._autoclear = header.autoclear
         self._decompressor = Decompressor(header)
         metadata: set[int] = set()
         file_bytes = file.end()
@@ -57,7 +58,9 @@ class Qcow2Block:
             return
         if header.incompatible & CORRUPT:
             raise ImageError(f"{header.name} is marked as corrupt.", "Repair it with `qemu-img check -r all`, or open it readonly.")
-        areas += claim(header, bitmap_areas(file, header), file_bytes, metadata)
+        self._metadata = metadata
+        self._bitmaps = claim(header, bitmap_areas(file, header), file_bytes, metadata)
+        areas += self._bitmaps
         self._refcounts = Refcounts(file, header, metadata, self.flush)
         self._mapping = Mapping(file, header, self._refcounts, metadata)
         if header.version == 2 or header.incompatible & DIRTY:
@@ -200,6 +203,8 @@ class Qcow2Block:
         if self.readonly:
             raise OSError(errno.EROFS, "the disk is read-only")
         check_range(offset, size_bytes, self.size_bytes)
+        if self._autoclear:
+            self._give_up_bitmaps()
 
     def _make_room(self) -> None:
         if self._refcounts.crowded or self._mapping.crowded:
@@ -249,9 +254,21 @@ class Qcow2Block:
         if self._header.version < 3 or self._marked_dirty or self._file.volatile:
             return
         self._file.write(INCOMPATIBLE_OFFSET, struct.pack(">Q", self._header.incompatible | DIRTY))
-        if self._header.autoclear:  # bitmaps are not kept up to date here
-            self._file.write(AUTOCLEAR_OFFSET, bytes(8))
         self._marked_dirty = True
+
+    def _give_up_bitmaps(self) -> None:
+        """Before the first change: bitmaps of changes are not kept up to date here."""
+        self._file.write(AUTOCLEAR_OFFSET, bytes(8))
+        self._file.sync()
+        self._autoclear = 0
+        for area in self._bitmaps:
+            if area.what == BITMAP_TABLE:
+                for offset in bitmap_clusters(self._file, area):
+                    self._refcounts.release(offset >> self._header.cluster_bits)
+            clusters = area.clusters(self._header.cluster_bits)
+            self._refcounts.release(clusters.start, len(clusters))
+            self._metadata.difference_update(clusters)
+        self._bitmaps = []
 
     def _mark_clean(self) -> None:
         if self._marked_dirty:

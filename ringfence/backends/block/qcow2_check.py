@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ringfence.backends.block.hostfile import DamagedImage, HostFile
-from ringfence.backends.block.qcow2_areas import Area
-from ringfence.backends.block.qcow2_format import Header
-from ringfence.backends.block.qcow2_mapping import COMPRESSED_FLAG, COPIED, OFFSET_MASK, Mapping
+from ringfence.backends.block.qcow2_areas import BITMAP_TABLE, SNAPSHOT_L1, Area, bitmap_clusters
+from ringfence.backends.block.qcow2_format import OFFSET_MASK, Header
+from ringfence.backends.block.qcow2_mapping import COMPRESSED_FLAG, COPIED, Mapping
 from ringfence.backends.block.qcow2_refcounts import Refcounts
 from ringfence.backends.block.qcow2_table import decode, encode
 from ringfence.core.errors import ImageError
@@ -42,12 +42,11 @@ def recount(file: HostFile, header: Header, mapping: Mapping, refcounts: Refcoun
     tables = Counter(entry & OFFSET_MASK for entry in mapping.l1 if entry)
     for area in areas:
         count(area.offset, area.size_bytes)
-        if area.what == "L1 table of a snapshot":
+        if area.what == SNAPSHOT_L1:
             tables.update(entry & OFFSET_MASK for entry in decode(file.read(area.offset, area.size_bytes), 64) if entry & OFFSET_MASK)
-        elif area.what == "bitmap table":
-            for entry in decode(file.read(area.offset, area.size_bytes), 64):
-                if entry & OFFSET_MASK:
-                    count(entry & OFFSET_MASK, header.cluster_bytes)
+        elif area.what == BITMAP_TABLE:
+            for offset in bitmap_clusters(file, area):
+                count(offset, 1)
     for offset, times in tables.items():
         if offset & header.cluster_bytes - 1:
             raise DamagedImage(header.name, f"an L2 table cannot be at {offset:#x}")

@@ -12,13 +12,12 @@ from array import array
 from enum import IntEnum
 
 from ringfence.backends.block.hostfile import DamagedImage, HostFile
-from ringfence.backends.block.qcow2_format import Header
+from ringfence.backends.block.qcow2_format import OFFSET_MASK, Header
 from ringfence.backends.block.qcow2_refcounts import Refcounts
 from ringfence.backends.block.qcow2_table import Table, Write, decode, encode
 from ringfence.core.units import MIB
 
 COPIED, COMPRESSED_FLAG, ZERO_FLAG = 1 << 63, 1 << 62, 1
-OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 _L1_RESERVED = ~(COPIED | OFFSET_MASK)
 _L2_RESERVED = ~(COPIED | OFFSET_MASK | ZERO_FLAG)
 _CACHE_BYTES = 32 * MIB
