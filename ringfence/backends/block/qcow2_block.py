@@ -18,7 +18,7 @@ import struct
 
 from ringfence.backends.api import Block
 from ringfence.backends.block.compression import Decompressor
-from ringfence.backends.block.hostfile import BytesLike, HostFile
+from ringfence.backends.block.hostfile import HostFile
 from ringfence.backends.block.qcow2_areas import BITMAP_TABLE, bitmap_areas, bitmap_clusters, claim, fixed_areas, snapshot_areas
 from ringfence.backends.block.qcow2_check import recount
 from ringfence.backends.block.qcow2_format import AUTOCLEAR_OFFSET, CORRUPT, DIRTY, INCOMPATIBLE_OFFSET, Header
@@ -129,20 +129,30 @@ class Qcow2Block:
         first, count = self._refcounts.allocate(-(-(within + span) // cluster_bytes))
         try:
             span = min(count * cluster_bytes - within, span)
-            tail_bytes = -(within + span) % cluster_bytes
-            parts: list[BytesLike] = [data[:span]]
-            if within:
-                parts.insert(0, bytearray(within))
-                self._read(cluster * cluster_bytes, memoryview(parts[0]))
-            if tail_bytes:
-                parts.append(bytearray(tail_bytes))
-                self._read((cluster + count) * cluster_bytes - tail_bytes, memoryview(parts[-1]))
-            self._file.write_vector(first * cluster_bytes, parts)
+            last, tail_bytes = cluster + count - 1, -(within + span) % cluster_bytes
+            host, parts = first * cluster_bytes + within, [data[:span]]
+            # behind the end of the file all is zeroes already, and stays a hole
+            new_ground = first * cluster_bytes >= self._file.end()
+            if within and not (new_ground and self._reads_as_zeroes(cluster)):
+                host -= within
+                parts.insert(0, self._old(cluster * cluster_bytes, within))
+            if tail_bytes and not (new_ground and self._reads_as_zeroes(last)):
+                parts.append(self._old((last + 1) * cluster_bytes - tail_bytes, tail_bytes))
+            self._file.write_vector(host, parts)
             mapping.assign(cluster, first, count)
         except BaseException:
             self._refcounts.cancel(first, count)
             raise
         return span
+
+    def _old(self, offset: int, size_bytes: int) -> memoryview:
+        data = memoryview(bytearray(size_bytes))
+        self._read(offset, data)
+        return data
+
+    def _reads_as_zeroes(self, cluster: int) -> bool:
+        kind, _, _ = self._mapping.lookup(cluster, 1)
+        return kind is Kind.ZERO or (kind is Kind.UNALLOCATED and not self._hides_backing(cluster))
 
     def discard(self, offset: int, size_bytes: int) -> None:
         self._check_write(offset, size_bytes)
@@ -185,8 +195,7 @@ class Qcow2Block:
         while size_bytes:
             cluster, within = divmod(offset, self._cluster_bytes)
             part = min(size_bytes, self._cluster_bytes - within)
-            kind, _, _ = self._mapping.lookup(cluster, 1)
-            if kind is not Kind.ZERO and (kind is not Kind.UNALLOCATED or self._hides_backing(cluster)):
+            if not self._reads_as_zeroes(cluster):
                 self.write(offset, memoryview(bytes(part)))
             offset += part
             size_bytes -= part
