@@ -77,6 +77,9 @@ def interpreter_judge(instances: list[Instance], cases: Any, base: bytes) -> Ite
                 runner.interpret_case(instance, got[j], base)
             except runner.Undecided:
                 continue
+            except Exception as error:  # a body or the interpreter is broken: that is a finding, and the others go on
+                yield j, [f"{type(error).__name__}: {error}"]
+                continue
             yield j, runner.differences(instance, got[j], cases[j])
 
 

@@ -37,10 +37,10 @@ EXCLUDED_NAMES: dict[str, str] = {
     "mov from cs": _SEGMENTS, "push fs": _SEGMENTS, "push gs": _SEGMENTS, "pop fs": _SEGMENTS, "pop gs": _SEGMENTS,
     "lfs": _SEGMENTS, "lgs": _SEGMENTS, "lss": _SEGMENTS, "retf": _SEGMENTS, "iretq": _SEGMENTS, "iretd": _SEGMENTS, "iret": _SEGMENTS,
     "iretw": _SEGMENTS, "far call": _SEGMENTS, "far jmp": _SEGMENTS,
+    "call far": _SEGMENTS, "jmp far": _SEGMENTS,
+    "stac": "#UD at CPL 3; see test_system.py", "clac": "#UD at CPL 3; see test_system.py", "rsm": "#UD at CPL 3",
     "ud": "decides nothing; test_decoder_fuzz.py compares #UD", "ud0": "as ud", "ud1": "as ud", "ud2": "as ud", "gp": "not an instruction",
 }  # fmt: skip
-# Bodies that are no instruction of a user program, and so in no catalogue.
-NOT_USER_MODE: dict[str, str] = {}
 EXCLUDED_CODES: dict[str, str] = {
     **dict.fromkeys(
         (n for n in CODE_NAMES.values() if n.endswith("_0F0D")), "0F 0D with a register operand: reserved NOP for Intel, #UD for AMD"
@@ -141,4 +141,6 @@ def parse(raw: bytes, slot: int, code: int | None = None) -> Instance | None:
 
 def excluded(name: str) -> str | None:
     """Why the host cannot judge this body, None when it can."""
+    if name.startswith("("):
+        return "no instruction: part of the engine"
     return EXCLUDED_NAMES.get(name.removeprefix("lock "))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ringfence.ir.interpret import GuestFault, Interpreter
 from ringfence.ir.value import Op
-from ringfence.isa.x86.context import INSTRUCTIONS, Form, trace_form
+from ringfence.isa.x86.context import DEFER, INSTRUCTIONS, Form, trace_form
 from ringfence.isa.x86.state import FLAG_BITS, GPR, EngineState, X86State, rflags_image, rflags_words
 
 from .forms import Instance
@@ -34,7 +34,7 @@ _MASKED_STORE = ("maskmovq", "maskmovdqu")  # SDM 2: which byte of a masked stor
 
 
 class Undecided(Exception):
-    """The host says nothing about this case: it touches memory that the child has for itself."""
+    """No comparison: the case touches memory that the child has for itself, or the body leaves it to the engine."""
 
 
 class Loop(Exception):
@@ -161,6 +161,8 @@ def interpret_case(instance: Instance, case: Any, base: bytes) -> None:
         else:
             raise Loop(str(instance))
     except GuestFault as fault:
+        if fault.vector == DEFER:
+            raise Undecided from fault
         case["trap"], case["error"], case["rip"] = fault.vector, fault.error, entry
         case["cr2"] = fault.address or 0
     _put_state(case, state)

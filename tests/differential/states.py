@@ -346,7 +346,7 @@ class States:
         if name.endswith(("scas", "cmps")):
             for step in (0, 16):
                 down = (self.cases["rflags"] & U64(0x400)) != 0
-                distance = np.where(down, U64(0) - U64(step + 16 - size), U64(step))
+                distance = np.where(down, U64((size - step - 16) & (1 << 64) - 1), U64(step))
                 data = same
                 if name.endswith("scas"):
                     low = element & U64((1 << 8 * size) - 1)

@@ -110,15 +110,18 @@ _DANGEROUS = (
 )  # fmt: skip
 
 
-def may_run(insn: iced.Instruction) -> bool:
-    return not CODE_NAMES.get(insn.code, "").startswith(_DANGEROUS)
+def may_run(raw: bytes) -> bool:
+    insn = iced.Decoder(64, raw, ip=ENTRY).decode()
+    # FS belongs to the child's C library: a store near its base would break the child.
+    fs = b"\x64" in raw[:6] if insn.is_invalid else insn.segment_prefix == iced.Register.FS
+    return not fs and not CODE_NAMES[insn.code].startswith(_DANGEROUS)
 
 
 @pytest.mark.skipif(bool(supported()), reason=supported() or "-")
 def test_the_host_agrees_about_lengths_and_undefined_opcodes(host: HostCpu) -> None:
     seen: Counter[str] = Counter()
     for seed in (10, 11, 12):
-        strings = [raw for raw in mutated(seed, SLOTS) if may_run(iced.Decoder(64, raw, ip=ENTRY).decode())]
+        strings = [raw for raw in mutated(seed, SLOTS) if may_run(raw)]
         lengths = []
         for raw in strings:
             decoded = check(raw)
@@ -151,7 +154,7 @@ def judge(raw: bytes, case: np.void, seen: Counter[str]) -> str:
     decoded = decode(raw.ljust(MAX_INSTRUCTION_BYTES, b"\xcc"), entry)
     insn = iced.Decoder(64, raw.ljust(MAX_INSTRUCTION_BYTES, b"\xcc"), ip=entry).decode()
     assert decoded is not None
-    if trap == 6:
+    if trap == 6 and int(case["rip"]) == entry:
         seen["#UD"] += 1
         if decoded.form.name in UNDEFINED_NAMES or explained(raw, insn):
             return ""
