@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ringfence.isa.x86.control
 import ringfence.isa.x86.delivery
+import ringfence.isa.x86.fpu_state
 import ringfence.isa.x86.integer
 import ringfence.isa.x86.mmx
 import ringfence.isa.x86.sse_float
@@ -11,4 +12,6 @@ import ringfence.isa.x86.sse_int
 import ringfence.isa.x86.sse_move
 import ringfence.isa.x86.sse_string
 import ringfence.isa.x86.strings
-import ringfence.isa.x86.system  # noqa: F401
+import ringfence.isa.x86.system
+import ringfence.isa.x86.x87
+import ringfence.isa.x86.x87_functions  # noqa: F401

@@ -207,12 +207,12 @@ class Immediate(Operand):
 class Context:
     """`i`: one instruction form being traced."""
 
-    def __init__(self, form: Form, *, lazy: bool = False, kind_in: int = 0, carry_live: bool = True) -> None:
+    def __init__(self, form: Form, *, lazy: bool = False, kind_in: int = 0, carry_live: bool = True, flags_live: bool = True) -> None:
         self.trace = Trace()
         self.form = form
         self.size = form.size
         self.lock = form.lock
-        self.f = Flags(self, lazy, kind_in, carry_live)
+        self.f = Flags(self, lazy, kind_in, carry_live, flags_live)
         self.ops: list[Operand] = [self._operand(k, *o) for k, o in enumerate(form.operands)]
         self._entry: dict[tuple[str, int, int], Value] = {}
 

@@ -27,6 +27,7 @@ class Decoded(NamedTuple):
     imms: dict[Any, int]
     target: int | None
     text: str
+    immediates: dict[int, int] = {}  # slot of an immediate -> number of the operand in the assembler's order
 
 
 def _table(cls: type) -> dict[int, str]:
@@ -148,6 +149,7 @@ def describe(insn: iced.Instruction) -> Decoded:
     known: list[int | None] = []
     mem = MemForm()
     target: int | None = None
+    immediates: dict[int, int] = {}
     memory_bits = iced.MemorySizeExt.size(insn.memory_size) * 8
     base_name = name.removeprefix("lock ")
     for k in range(insn.op_count):
@@ -182,13 +184,14 @@ def describe(insn: iced.Instruction) -> Decoded:
             operands.append(("i", w, 0))
             value = insn.immediate(k) & (1 << w) - 1
             imms[slot] = value
+            immediates[slot] = k
             if base_name in _FORM_IMMEDIATES:
                 known.extend([None] * (slot - len(known)))
                 known.append(value)
         else:
             return _undefined(insn.ip, insn.len, text)
     form = Form(name, _operand_size(insn, name, operands), tuple(operands), mem, tuple(known), insn.has_lock_prefix)
-    return Decoded(form, insn.len, binds, imms, target, text)
+    return Decoded(form, insn.len, binds, imms, target, text, immediates)
 
 
 def _is_sse(insn: iced.Instruction) -> bool:

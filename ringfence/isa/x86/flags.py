@@ -28,8 +28,9 @@ CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", 
 class Flags:
     """`i.f` inside a body.  `kind_in` is the kind of the words at entry; `kind_out` that of the words set, None if none are."""
 
-    def __init__(self, i: Context, lazy: bool, kind_in: int, carry_live: bool) -> None:
+    def __init__(self, i: Context, lazy: bool, kind_in: int, carry_live: bool, live: bool) -> None:
         self.i = i
+        self.live = live  # whether anybody will read the flags set here
         self.lazy = lazy
         self.kind_in = kind_in
         self.carry_live = carry_live
@@ -70,6 +71,8 @@ class Flags:
 
     def incdec(self, a: Value, r: Value, dec: bool) -> None:
         """r = a ± 1; CF stays."""
+        if not self.live:
+            return
         one = self.i.const(1, a.w)
         if self.lazy and not self.carry_live:
             (self.sub if dec else self.add)(a, one, r)
@@ -84,6 +87,8 @@ class Flags:
 
     def result_if(self, condition: Value, r: Value, cf: Value, of: Value) -> None:
         """As result where `condition` is 1, else all flags stay (shifts by zero)."""
+        if not self.live:
+            return
         if condition.const is not None:
             if condition.const:
                 self.result(r, cf, of)
@@ -99,23 +104,39 @@ class Flags:
 
     def put_cf(self, cf: Value) -> None:
         """CF alone; all others stay."""
+        if not self.live:
+            return
         self.partial = True
         fr, fa = self.settled()
         self._words(fr, (fa & ~(3 << 62)) | self._carry_word(cf, self.of()), SETTLED)
 
     def put_cf_of_if(self, condition: Value, cf: Value, of: Value) -> None:
         """CF and OF where `condition` is 1; all others stay (rotates)."""
+        if not self.live:
+            return
         self.partial = True
         fr, fa = self.settled()
         self._words(fr, condition.select((fa & ~(3 << 62)) | self._carry_word(cf, of), fa), SETTLED)
 
     def put_zf(self, zf: Value) -> None:
         """ZF alone; all others stay."""
+        if not self.live:
+            return
         self.put(self.cf(), self.pf(), self.af(), zf, self.sf(), self.of())
 
     def put_image(self, image: Value) -> None:
         """The arithmetic flags of an RFLAGS image."""
         self.put(*(image.bit(n) for n in (0, 2, 4, 6, 7, 11)))
+
+    def keep_where_not_set(self) -> None:
+        """The body sets the flags on some paths only: all of them need words of one kind, the settled one."""
+        self.partial = True
+        self.reads = True
+        self.only_carry_read = False
+        self.lazy = False
+        fr, fa = self.settled()
+        if self.kind_in:
+            self._words(fr, fa, SETTLED)
 
     # ---- what a body asks
     def cf(self) -> Value:
@@ -214,9 +235,10 @@ class Flags:
         return x - y if kind in SUB.values() else x
 
     def _words(self, fr: Value, fa: Value, kind: int) -> None:
-        self.kind_out = kind
-        self.i.put("fr", fr)
-        self.i.put("fa", fa)
+        if self.live:
+            self.kind_out = kind
+            self.i.put("fr", fr)
+            self.i.put("fa", fa)
 
     def _high(self, carries: Value, w: int) -> Value:
         high = carries.zext(64) << 64 - w if w < 64 else carries

@@ -1,0 +1,93 @@
+"""Memory of one vCPU's engine: the state block and the code region, each a memfd.
+
+Code is written through one mapping and run through another (W^X): no page is ever writable and executable.  Hot code
+grows from the region's start, cold thunks and constants from its middle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+
+from ringfence.core.errors import UserError
+from ringfence.translate import layout
+
+CODE_BYTES = 128 << 20
+COLD_START = CODE_BYTES // 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def _memory(name: str, size: int) -> tuple[int, mmap.mmap]:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    return fd, mmap.mmap(fd, size)
+
+
+def address_of(mapping: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+class CodeMemory:
+    """`hot` and `cold` are offsets of the next free byte; `rx` is where the region may be executed."""
+
+    def __init__(self, ram_pages: int) -> None:
+        self._state_fd, self.state = _memory("ringfence-vcpu", layout.state_bytes(ram_pages))
+        self._code_fd, self.code = _memory("ringfence-code", CODE_BYTES)
+        self.cpu = address_of(self.state) + layout.FRONT_BYTES
+        self.rw = address_of(self.code)
+        rx = _libc.mmap(None, CODE_BYTES, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_SHARED, self._code_fd, 0)
+        if rx == _MAP_FAILED:
+            raise UserError(
+                f"The host does not allow executable memory ({os.strerror(ctypes.get_errno())}).",
+                "A security policy forbids executable mappings of memfd; allow them for this program.",
+            )
+        self.rx: int = rx
+        self.hot = 0
+        self.cold = COLD_START
+        self._constants: dict[bytes, int] = {}
+        # Typed views of the tables, for single aligned stores.
+        base = layout.FRONT_BYTES
+        whole = memoryview(self.state)
+        self.blocks32 = whole[base + layout.BLOCKS : base + layout.PAGES].cast("I")
+        self.hash32 = whole[base + layout.HASH : base + layout.BLOCKS].cast("I")
+        self.pages64 = whole[base + layout.PAGES :].cast("Q")
+        self.pages32 = whole[base + layout.PAGES :].cast("I")
+
+    def get(self, offset: int, code: str = "Q") -> int:
+        """A word of the state block at an offset from the vCPU pointer."""
+        return int(struct.unpack_from("<" + code, self.state, layout.FRONT_BYTES + offset)[0])
+
+    def put(self, offset: int, value: int, code: str = "Q") -> None:
+        struct.pack_into("<" + code, self.state, layout.FRONT_BYTES + offset, value)
+
+    def word(self, name: str) -> int:
+        return self.get(layout.WORDS[name])
+
+    def put_word(self, name: str, value: int) -> None:
+        self.put(layout.WORDS[name], value & 0xFFFFFFFFFFFFFFFF)
+
+    def append_cold(self, data: bytes, alignment: int = 16) -> int:
+        """Places bytes in the cold half; returns their offset."""
+        self.cold = self.cold + alignment - 1 & -alignment
+        offset = self.cold
+        self.code[offset : offset + len(data)] = data
+        self.cold += len(data)
+        return offset
+
+    def constant(self, data: bytes) -> int:
+        """The offset of read-only bytes that stencils refer to, placed once."""
+        if data not in self._constants:
+            self._constants[data] = self.append_cold(data, 64)
+        return self._constants[data]
+
+    def close(self) -> None:
+        _libc.munmap(self.rx, CODE_BYTES)
+        for fd in (self._state_fd, self._code_fd):
+            os.close(fd)

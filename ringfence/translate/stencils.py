@@ -1,0 +1,193 @@
+"""The stencils of this host: made by LLVM on first need, kept in the user's cache.
+
+A stencil is named by a `Key`: the instruction form, which of its slots live in which pinned registers, the kind of the
+flags at entry and whether its own flags are read.  The cache file belongs to one version of the bodies and the compiler
+and one set of host features; it is read only if nobody but its owner could have written it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+
+import ringfence.isa.x86.bodies  # noqa: F401  (fills INSTRUCTIONS)
+from ringfence.core.trace import tracer
+from ringfence.isa.x86.context import Context, Form, MemForm, trace_form
+from ringfence.translate.lower import Lowering, module
+from ringfence.translate.objects import Code, Hole, compile_object, host_features, read_object
+
+trace = tracer("stencils")
+
+BATCH = 64
+Progress = Callable[[str, int, int], None]
+
+
+class Key(NamedTuple):
+    """What one stencil was compiled for."""
+
+    form: Form
+    pins: tuple[tuple[Any, str], ...] = ()
+    kind_in: int = 0
+    carry_live: bool = True
+    flags_live: bool = True
+
+
+def key_text(key: Key) -> str:
+    """A stable name; `key_of` reads it back."""
+    form = key.form
+    return repr(((form.name, form.size, form.operands, tuple(form.mem), form.imms, form.lock, form.mode), *key[1:]))
+
+
+def key_of(text: str) -> Key:
+    """The key that `key_text` wrote."""
+    import ast
+
+    head, *rest = ast.literal_eval(text)
+    name, size, operands, mem, imms, lock, mode = head
+    return Key(Form(name, size, operands, MemForm(*mem), imms, lock, mode), *rest)
+
+
+def trace_key(key: Key) -> Context:
+    return trace_form(key.form, lazy=True, kind_in=key.kind_in, carry_live=key.carry_live, flags_live=key.flags_live)
+
+
+def compile_keys(keys: Iterable[Key]) -> list[Code]:
+    """Compiles stencils, one LLVM module for all."""
+    texts, declarations, holes, names = [], set(), set(), []
+    for k, key in enumerate(keys):
+        lowering = Lowering(f"s{k}", trace_key(key), "stencil", dict(key.pins))
+        texts.append(lowering.function())
+        declarations |= lowering.declarations
+        holes |= lowering.holes
+        names.append(lowering.name)
+    compiled = read_object(compile_object(module(texts, declarations, holes, stencil=True)))
+    return [compiled[name] for name in names]
+
+
+def compile_native(form: Form) -> bytes:
+    """The object of a form's native function, whose symbol is `f`."""
+    lowering = Lowering("f", trace_form(form), "native", {})
+    text = lowering.function()
+    return compile_object(module([text], lowering.declarations, lowering.holes, stencil=False))
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: RINGFENCE_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("RINGFENCE_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ringfence"))
+
+
+def _sources_digest() -> str:
+    """Changes with any file that decides what stencils look like, and with the host's features."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256(host_features().encode())
+    import llvmlite
+
+    digest.update(llvmlite.__version__.encode())
+    for folder in ("ir", "isa/x86", "translate"):
+        for path in sorted((root / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def private(path: Path) -> bool:
+    """Whether only this user (or root) can have written the file."""
+    try:
+        info = path.stat()
+        folder = path.parent.stat()
+    except OSError:
+        return False
+    return all(s.st_uid in (os.getuid(), 0) and not s.st_mode & 0o022 for s in (info, folder))
+
+
+class StencilStore:
+    """Stencils and native bodies by key; compiles what is missing and writes it back on `save`."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, Code] = {}
+        self.natives: dict[str, bytes] = {}
+        self.compiled_forms = 0
+        self.compile_ns = 0
+        self._dirty = False
+        self.complete = False  # whether the shipped list has been built
+        self.path = cache_folder() / f"stencils-{_sources_digest()}.bin"
+        self._load()
+
+    def _load(self) -> None:
+        if not self.path.exists():
+            return
+        if not private(self.path):
+            if trace:
+                trace("%s can be written by others: ignored", self.path)
+            return
+        data = self.path.read_bytes()
+        try:
+            if hashlib.sha256(data[32:]).digest() != data[:32]:
+                raise ValueError("checksum")
+            codes, self.natives, self.complete = marshal.loads(data[32:])
+        except (ValueError, EOFError, TypeError) as error:
+            if trace:
+                trace("%s is damaged (%s): ignored", self.path, error)
+            return
+        self.codes = {k: Code(code, tuple(Hole(*h) for h in holes)) for k, (code, holes) in codes.items()}
+
+    def save(self) -> None:
+        """Writes the cache file if anything was compiled; a folder that cannot be written is not an error."""
+        if not self._dirty:
+            return
+        plain = {k: (c.code, tuple(tuple(h) for h in c.holes)) for k, c in self.codes.items()}
+        data = marshal.dumps((plain, self.natives, self.complete))
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            os.chmod(file.name, 0o600)
+            os.replace(file.name, self.path)
+            self._dirty = False
+        except OSError as error:
+            if trace:
+                trace("cache not written: %s", error)
+
+    def get(self, key: Key) -> Code:
+        text = key_text(key)
+        code = self.codes.get(text)
+        if code is None:
+            self.compile([key])
+            code = self.codes[text]
+        return code
+
+    def compile(self, keys: list[Key], progress: Progress | None = None) -> None:
+        """Compiles those of `keys` that are missing, in batches."""
+        missing = list({key_text(k): k for k in keys if key_text(k) not in self.codes}.items())
+        start = time.perf_counter_ns()
+        for first in range(0, len(missing), BATCH):
+            batch = missing[first : first + BATCH]
+            for (text, _), code in zip(batch, compile_keys(key for _, key in batch), strict=True):
+                self.codes[text] = code
+            self.compiled_forms += len(batch)
+            if progress:
+                progress("compiling instruction stencils", first + len(batch), len(missing))
+        self._dirty |= bool(missing)
+        self.compile_ns += time.perf_counter_ns() - start
+
+    def put_native(self, name: str, data: bytes) -> None:
+        self.natives[name] = data
+        self._dirty = True
+
+    def native(self, form: Form) -> bytes:
+        text = key_text(Key(form))
+        if text not in self.natives:
+            start = time.perf_counter_ns()
+            self.natives[text] = compile_native(form)
+            self.compiled_forms += 1
+            self.compile_ns += time.perf_counter_ns() - start
+            self._dirty = True
+        return self.natives[text]
