@@ -21,6 +21,7 @@ SNAPSHOT_L1, BITMAP_TABLE = "L1 table of a snapshot", "bitmap table"
 _ENTRY = struct.Struct(">QIHHIIQII")
 _BITMAP = struct.Struct(">QIIBBHI")
 _MAX_SNAPSHOT_TABLE_BYTES = 64 * MIB
+_MAX_TOTAL_BYTES = 256 * MIB
 _MAX_BITMAP_TABLE_BYTES = 32 * MIB
 
 
@@ -76,9 +77,13 @@ def bitmap_clusters(file: HostFile, area: Area) -> list[int]:
 def claim(header: Header, areas: Iterator[Area], file_bytes: int, metadata: set[int]) -> list[Area]:
     """Enters the areas' clusters into `metadata`.  Raises ImageError: unaligned, behind the end of the file, overlapping."""
     claimed = []
+    total_bytes = 0
     for area in areas:
         if not area.size_bytes:
             continue
+        total_bytes += area.size_bytes
+        if total_bytes > _MAX_TOTAL_BYTES:  # a file of holes can hold terabytes of empty tables
+            raise DamagedImage(header.name, "its snapshots or bitmaps have too large tables")
         if area.offset % header.cluster_bytes or area.offset + area.size_bytes > file_bytes:
             raise DamagedImage(header.name, f"its {area.what} is not where it can be ({area.offset:#x} + {area.size_bytes:#x})")
         clusters = area.clusters(header.cluster_bits)
