@@ -24,12 +24,15 @@ class GuestFault(Exception):
 
 
 class Memory(Protocol):
-    """Guest-virtual memory with the guest's rights; raises GuestFault.  `size` in bytes, little-endian values."""
+    """Guest-virtual memory with the guest's rights; raises GuestFault.  `size` in bytes, little-endian values.
 
-    def load(self, address: int, size: int, write: bool) -> int:
+    `system` marks implicit accesses to descriptor tables and the TSS: they have supervisor rights at any CPL.
+    """
+
+    def load(self, address: int, size: int, write: bool, system: bool = False) -> int:
         """`write`: the same bytes will be stored, so check for that."""
 
-    def store(self, address: int, size: int, value: int) -> None: ...
+    def store(self, address: int, size: int, value: int, system: bool = False) -> None: ...
 
     def load_physical(self, address: int, size: int) -> int: ...
 
@@ -57,7 +60,12 @@ class Interpreter:
 
     def run(self, ops: list[Op]) -> Outcome:
         """Executes and commits; a GuestFault leaves the state as it was."""
-        self._sequence(ops)
+        try:
+            self._sequence(ops)
+        except softfloat.FloatTrap as trap:
+            if trap.vector is not None:
+                raise GuestFault(trap.vector) from None
+            self.commits = trap.commits
         for field, low, w, value in self.commits:
             if isinstance(field, tuple):
                 self.state[field[0]][field[1]] = value
@@ -124,12 +132,12 @@ class Interpreter:
             case "imm":
                 return self.imms[at["slot"]]
             case "load":
-                return self.memory.load(a[0], w // 8, at.get("write", False))
+                return self.memory.load(a[0], w // 8, at.get("write", False), at.get("system", False))
             case "store":
-                self.memory.store(a[0], op.args[1].w // 8, a[1])
+                self.memory.store(a[0], op.args[1].w // 8, a[1], at.get("system", False))
             case "probe":
                 for address in (a[0], a[0] + at["size"] - 1 & mask(64)):
-                    self.memory.load(address, 1, True)
+                    self.memory.load(address, 1, True, at.get("system", False))
             case "pload":
                 return self.memory.load_physical(a[0], w // 8)
             case "pstore":

@@ -216,8 +216,8 @@ def fxsave(i: Context) -> None:
     pieces = {0: fip.concat(head), 16: controls.concat(fdp)}
     pieces |= {32 + 16 * k: i.get_indexed("st", 80, physical(i, k)).zext(128) for k in range(8)}
     pieces |= {160 + 16 * k: i.get(f"xmm{k}", 128) for k in range(_XMM_COUNT)}
-    for offset, value in pieces.items():
-        i.store(address + offset, value, safe=True)
+    for at, value in pieces.items():
+        i.store(address + at, value, safe=True)
 
 
 @insn("fxrstor", "fxrstor64")

@@ -30,6 +30,7 @@ from ringfence.isa.x86.x87_stack import (
 )
 
 _CONDITIONS = {"b": 2, "e": 4, "be": 6, "u": 10, "nb": 3, "ne": 5, "nbe": 7, "nu": 11}
+_INDEFINITES = {"x87.f32": 0xFFC00000, "x87.f64": 0xFFF8 << 48, "x87.bcd": 0xFFFFC << 60}
 _CONSTANTS = {"fld1": 0x3FFF << 64 | 1 << 63, "fldz": 0}
 _ROUNDED_CONSTANTS = {"fldpi": "pi", "fldl2t": "l2t", "fldl2e": "l2e", "fldlg2": "lg2", "fldln2": "ln2"}
 
@@ -89,23 +90,25 @@ def _compare(mnemonic: str, op: str, integer: bool = False, pops: int = 0, to_fl
             second = physical(i, i.imm(len(i) - 1) if len(i) else 1)
             other, fmt = read(i, second), "x87"
             ok = ok & used(i, second)
-        _, codes = checked(i, ok, lambda: i.fp(op, fmt, 16, read(i, first), other), 0, codes=C0 | C2 | C3)
+        which = C1 if to_flags else COMPARISON
+        _, codes = checked(
+            i, ok, lambda: i.fp(op, fmt, 16, read(i, first), other), 0, codes=C0 | C2 | C3, which=which, keep_codes=to_flags, quiet=to_flags
+        )
         if to_flags:
             zero = i.const(0, 1)
             i.f.put(codes.bit(0), codes.bit(2), zero, codes.bit(6), zero, zero)
-            conditions(i, codes & ~COMPARISON, C1)
         else:
-            conditions(i, codes, COMPARISON)
+            conditions(i, codes, which)
         if pops:
-            pop(i, pops)
+            pop(i, pops, unless=codes.bit(7) if to_flags else None)
 
 
 for _name, _op in (("fcom", "com"), ("fucom", "ucom")):
     _compare(_name, _op)
     _compare(_name + "p", _op, pops=1)
     _compare(_name + "pp", _op, pops=2)
-    _compare(_name + "i", _op, to_flags=True)
-    _compare(_name + "ip", _op, to_flags=True, pops=1)
+    _compare(_name + "i", _op + "i", to_flags=True)
+    _compare(_name + "ip", _op + "i", to_flags=True, pops=1)
 _compare("ficom", "com", integer=True)
 _compare("ficomp", "com", integer=True, pops=1)
 _compare("ftst", "com")
@@ -155,6 +158,11 @@ for _name, _op in _ROUNDED_CONSTANTS.items():
     _load(_name, lambda i, op=_op: lambda: i.fp("constant_" + op, "x87", 80))  # type: ignore[misc]
 
 
+def _with_codes(value: Value, codes: Value) -> Value:
+    """As a status word above the value."""
+    return (codes.zext(16) << 8).concat(value)
+
+
 @insn("fld")
 def fld(i: Context) -> None:
     wait(i)
@@ -166,9 +174,7 @@ def fld(i: Context) -> None:
     else:
         source = physical(i, i.imm(0))
         there = used(i, source)
-        value, codes = checked(
-            i, free, lambda: checked(i, there, lambda: read(i, source), 80)[0], 80, codes=C1
-        )
+        value, codes = checked(i, there, lambda: _with_codes(*checked(i, free, lambda: read(i, source), 80, codes=C1)), 80)
     conditions(i, codes, C1)
     push(i, value)
 
@@ -197,9 +203,8 @@ def _store(mnemonic: str, op: str, kind: str, pops: int) -> None:
         else:
             # The window first: a page fault must not leave flags of the conversion behind.
             i[0].get(rmw=True)
-            fmt, instead = (f"x87.{kind}{w}", 1 << w - 1) if kind == "i" else (f"x87.f{w}", _indefinite(w))
-            if kind == "bcd":
-                fmt, instead = "x87.bcd", 0xFFFFC << 60
+            fmt = "x87.bcd" if kind == "bcd" else f"x87.{kind}{w}"
+            instead = 1 << w - 1 if kind == "i" else _INDEFINITES[fmt]
             value, codes = checked(i, ok, lambda: i.fp(op, fmt, w + 16, read(i, first)), w, instead)
         i[0].set(value)
         conditions(i, codes, C1)
@@ -207,13 +212,8 @@ def _store(mnemonic: str, op: str, kind: str, pops: int) -> None:
             pop(i, pops)
 
 
-def _indefinite(w: int) -> int:
-    return {32: 0xFFC00000, 64: 0xFFF8 << 48}[w]
-
-
 _store("fst", "store", "f", 0)
 _store("fstp", "store", "f", 1)
-_store("fstpnce", "store", "f", 1)  # D9 D8+i, which iced names by itself
 _store("fist", "store", "i", 0)
 _store("fistp", "store", "i", 1)
 _store("fisttp", "storet", "i", 1)
@@ -221,6 +221,17 @@ _store("fbstp", "store", "bcd", 1)
 
 
 # ---- within the stack
+@insn("fstpnce")
+def fstpnce(i: Context) -> None:
+    """D9 D8+i, an undocumented FSTP that copies nothing from an empty register and does not fault."""
+    wait(i)
+    first, target = physical(i, 0), physical(i, i.imm(0))
+    there = used(i, first)
+    write(i, target, there.select(read(i, first), read(i, target)))
+    conditions(i, i.const(0, 8), C1)
+    pop(i, 1, i.get("ftag", 8) | there.select(tag(i, target), i.const(0, 8)))
+
+
 @insn("fxch")
 def fxch(i: Context) -> None:
     wait(i)
@@ -241,15 +252,15 @@ def _conditional_move(suffix: str, code: int) -> None:
         wait(i)
         p, q = physical(i, 0), physical(i, i.imm(1))
         met = i.f.condition(code)
-        value, codes = checked(
+        value, _ = checked(
             i,
             used(i, p) & used(i, q),
             lambda: met.select(read(i, q), read(i, p)),
             80,
             repair=lambda: i.put("ftag", i.get("ftag", 8) | tag(i, p)),
+            keep_codes=True,
         )
         write(i, p, value)
-        conditions(i, codes, C1)
 
 
 for _name, _code in _CONDITIONS.items():
@@ -293,9 +304,12 @@ def _free(mnemonic: str, pops: int) -> None:
     @insn(mnemonic)
     def body(i: Context) -> None:
         wait(i)
-        i.put("ftag", i.get("ftag", 8) & ~tag(i, physical(i, i.imm(0))))
+        tags = i.get("ftag", 8) & ~tag(i, physical(i, i.imm(0)))
+        conditions(i, i.const(0, 8), C1)
         if pops:
-            i.put("ftop", physical(i, pops))
+            pop(i, pops, tags)
+        else:
+            i.put("ftag", tags)
 
 
 _free("ffree", 0)

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from ringfence.ir.value import Value
 from ringfence.isa.x86.context import Context, insn
-from ringfence.isa.x86.x87_stack import C1, C2, COMPARISON, INDEFINITE, checked, conditions, physical, pop, read, tag, used, wait, write
+from ringfence.isa.x86.x87_stack import (
+    C0,
+    C1,
+    C2,
+    C3,
+    COMPARISON,
+    INDEFINITE,
+    checked,
+    conditions,
+    physical,
+    pop,
+    read,
+    tag,
+    used,
+    wait,
+    write,
+)
 
 _ONE = 0x3FFF << 64 | 1 << 63
 
@@ -21,7 +37,7 @@ def _unary(mnemonic: str, op: str, which: int) -> None:
     def body(i: Context) -> None:
         wait(i)
         p = physical(i, 0)
-        value, codes = checked(i, used(i, p), lambda: i.fp(op, "x87", 96, read(i, p)), 80, repair=lambda: _mark(i, p))
+        value, codes = checked(i, used(i, p), lambda: i.fp(op, "x87", 96, read(i, p)), 80, which=which, repair=lambda: _mark(i, p))
         write(i, p, value)
         conditions(i, codes, which)
 
@@ -35,9 +51,18 @@ def _binary(mnemonic: str, op: str, which: int, pops: int = 0) -> None:
         p, q = physical(i, 0), physical(i, 1)
         target = q if pops else p
         value, codes = checked(
-            i, used(i, p) & used(i, q), lambda: i.fp(op, "x87", 96, read(i, p), read(i, q)), 80, repair=lambda: _mark(i, target)
+            i,
+            used(i, p) & used(i, q),
+            lambda: i.fp(op, "x87", 96, read(i, p), read(i, q)),
+            80,
+            which=which & ~(C0 | C3),
+            repair=lambda: _mark(i, target),
         )
         write(i, target, value)
+        if which == COMPARISON:
+            # A remainder that is a NaN leaves the quotient's bits as they were.
+            kept = (value.bits(64, 15) == 0x7FFF).select(i.const(C0 | C3, 8), i.const(0, 8))
+            codes = (codes & ~kept) | (i.get("fsw", 8, 8) & kept)
         conditions(i, codes, which)
         if pops:
             pop(i, pops, i.get("ftag", 8) | tag(i, target))
@@ -75,7 +100,7 @@ def _two_results(mnemonic: str, first: str, second: str | None, which: int) -> N
 
         def fault() -> tuple[Value, Value, Value]:
             codes = (there & ~free).select(i.const(C1, 8), i.const(0, 8))
-            i.fp("stack", "x87", 0, codes.bit(1))
+            i.fp("stack", "x87", 0, codes.zext(16), i.const(which, 16))
             i.put("fsw", i.get("fsw", 8) | 0x41)
             empty = i.const(INDEFINITE, 80)
             return empty, empty, codes

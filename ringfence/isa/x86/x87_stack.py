@@ -60,11 +60,22 @@ def conditions(i: Context, codes: Value, which: int) -> None:
 
 
 def checked(
-    i: Context, ok: Value, compute: Callable[[], Value], w: int, instead: int = INDEFINITE, codes: int = 0, repair: Callable[[], None] | None = None
+    i: Context,
+    ok: Value,
+    compute: Callable[[], Value],
+    w: int,
+    instead: int = INDEFINITE,
+    codes: int = 0,
+    which: int = C1,
+    repair: Callable[[], None] | None = None,
+    keep_codes: bool = False,
+    quiet: bool = False,
 ) -> tuple[Value, Value]:
     """(value, condition codes): of `compute`, a status word above w bits, where `ok`; otherwise the response to a stack fault.
 
-    `codes` with C1 means overflow.  `repair` does what else a stack fault does.
+    `codes` of those in `which` are set then (C1: overflow).  `repair` does what else a masked stack fault does;
+    `keep_codes`: the codes change by a stack fault only; `quiet`: B in the result tells of an unmasked stack fault, which
+    otherwise ends the instruction.
     """
 
     def good() -> tuple[Value, Value]:
@@ -72,23 +83,32 @@ def checked(
         return (r.trunc(w) if w else i.const(0, 1)), (r.bits(w + 8, 8) if r.w > w else i.const(0, 8))
 
     def bad() -> tuple[Value, Value]:
-        i.fp("stack", "x87", 0, i.const(codes >> 1 & 1, 1))
         i.put("fsw", i.get("fsw", 8) | INVALID_STACK_FAULT)
+        found = i.const(codes, 8)
+        if quiet:
+            found = found | (i.fp("stack_quiet", "x87", 1).zext(8) << 7)
+        else:
+            i.fp("stack", "x87", 0, i.const(codes, 16), i.const(which, 16))
+        if keep_codes:
+            conditions(i, found & ~(COMPARISON & ~which), which)
         if repair:
             repair()
-        return i.const(instead, w or 1), i.const(codes, 8)
+        return i.const(instead, w or 1), found
 
     value, found = i.choose(ok, good, bad)
     return value, found
 
 
-def pop(i: Context, count: int = 1, tags: Value | None = None) -> None:
-    """`tags`: what the tags are before."""
-    tags = i.get("ftag", 8) if tags is None else tags
+def pop(i: Context, count: int = 1, tags: Value | None = None, unless: Value | None = None) -> None:
+    """`tags`: what the tags are before; `unless`: where this is 1, nothing is popped."""
+    before = tags = i.get("ftag", 8) if tags is None else tags
     for k in range(count):
         tags = tags & ~tag(i, physical(i, k))
+    top = physical(i, count)
+    if unless is not None:
+        tags, top = unless.select(before, tags), unless.select(physical(i, 0), top)
     i.put("ftag", tags)
-    i.put("ftop", physical(i, count))
+    i.put("ftop", top)
 
 
 def push(i: Context, value: Value) -> None:
