@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ringfence.core.clock import Clock
-from ringfence.engine.api import Engine, Exit, Fault, Halt, InterruptController, Shutdown
+from ringfence.engine.api import Engine, Exit, Fault, Halt, Shutdown
 
 _MAX_SLEEP_NS = 3_600_000_000_000
 
@@ -62,12 +62,14 @@ class DeviceThread:
         if engine is not None:
             engine.kick()
 
-    def run(self, engine: Engine, interrupts: InterruptController, done: Callable[[], bool], reset: Callable[[], bool]) -> Exit | None:
+    def run(self, engine: Engine, awake: Callable[[], bool], done: Callable[[], bool], reset: Callable[[], bool]) -> Exit | None:
         """Runs until `done()` (then None) or until the guest cannot go on (then that exit).
 
-        `reset()` is asked once a turn and carries a reset out that was requested; True means that it did.
+        `awake()` tells whether an interrupt waits that ends a halt.  `reset()` is asked once a turn and carries a reset out that was requested; True means that it did.
         """
         self._engine = engine
+        # A timer armed from inside the engine may be due before the deadline that it was given.
+        self._clock.on_earlier = engine.kick
         clock, times, posted = self._clock, self.times, self._posted
         halted = False
         try:
@@ -81,7 +83,7 @@ class DeviceThread:
                     halted = False
                     continue
                 deadline_ns = clock.next_deadline_ns()
-                if halted and not interrupts.pending():
+                if halted and not awake():
                     times.end("devices")
                     self._sleep(deadline_ns)
                     times.end("idle")
@@ -103,6 +105,7 @@ class DeviceThread:
                     return result
         finally:
             self._engine = None
+            self._clock.on_earlier = None
 
     def _sleep(self, deadline_ns: int | None) -> None:
         self._wake.clear()

@@ -44,6 +44,7 @@ from ringfence.memory.guest_memory import GuestMemory
 Progress = Callable[[str, int, int], None]
 
 _STOP_TIMEOUT_S = 20.0
+_BLOCKED_AFTER_S = 2.0
 
 
 class MachineBusy(RingfenceError):
@@ -71,6 +72,7 @@ class Machine:
         self._status: ExitStatus | None = None
         self._failure: BaseException | None = None
         self._ended = threading.Event()
+        self._watchdogs: list[threading.Timer] = []
         self._reset_wanted = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -99,9 +101,10 @@ class Machine:
             parts = EngineParts(
                 self.memory, self.board.ports, self.board.mmio, self.board.interrupts, self.board.msrs, self.clock, on_progress
             )
+            registers = self._load()  # before the engine, whose first preparation may take minutes: a missing file is told at once
             self.engine: Engine = resources.enter_context(closing(choice.build(parts)))
             self._power_on_registers = self.engine.read_state()
-            self._load()
+            self.engine.write_state(registers)
             self._timeout = self.clock.timer(self._timed_out)
             self._resources = resources.pop_all()
         self._loop.times.wall_ns["start"] = time.perf_counter_ns() - begun_ns
@@ -131,6 +134,8 @@ class Machine:
             raise RingfenceError("a machine can be started once only")
         self._thread = threading.Thread(target=self._run, name=f"ringfence-{self.spec.board}", daemon=True)
         self._thread.start()
+        if self.spec.timeout is not None:
+            self._unblock_after(self.spec.timeout + _BLOCKED_AFTER_S)
 
     def wait(self, timeout_s: float | None = None) -> ExitStatus:
         """Waits for the guest's end; raises MachineBusy when it still runs after `timeout_s`, UserError for the host's faults."""
@@ -151,6 +156,7 @@ class Machine:
     def stop(self, code: int = STATUS_STOPPED, reason: str = "stopped by its user") -> None:
         """Ends the guest as if its plug were pulled, soon; what it flushed to its disks is there.  Does not wait."""
         self._loop.post(lambda: self._end(ExitStatus.stopped(code, reason)))
+        self._unblock_after(_BLOCKED_AFTER_S)
 
     def resize_console(self, columns: int, rows: int) -> None:
         """Tells the guest the size of the terminal, where its board has a console that can carry it (virtio-console)."""
@@ -183,6 +189,13 @@ class Machine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _unblock_after(self, delay_s: float) -> None:
+        """A terminal or pipe that takes no more output holds the device thread; after a while that output is given up."""
+        timer = threading.Timer(delay_s, lambda: None if self._ended.is_set() else self._serial.close())
+        timer.daemon = True
+        timer.start()
+        self._watchdogs.append(timer)
+
     # -- on the device thread
 
     def _run(self) -> None:
@@ -192,7 +205,7 @@ class Machine:
             if self.spec.timeout is not None:
                 self._timeout.arm(self.clock.now_ns() + int(self.spec.timeout * 1e9))
             try:
-                last = self._loop.run(self.engine, self.board.interrupts, lambda: self._status is not None, self._reset_if_wanted)
+                last = self._loop.run(self.engine, self.board.interrupt_waits, lambda: self._status is not None, self._reset_if_wanted)
                 if last is not None:
                     self._crash(_why(last))
             finally:
@@ -211,15 +224,19 @@ class Machine:
         finally:
             self._loop.times.end("devices")
             self._ended.set()
+            for timer in self._watchdogs:
+                timer.cancel()
             if isinstance(self._serial, Console):
                 self._serial.close()
 
-    def _load(self) -> None:
+    def _load(self) -> dict[str, int]:
+        """Puts tables, kernel and initrd into RAM; the registers to start with."""
         spec = self.spec
         rsdp = self.board.write_tables()
         command_line = " ".join(filter(None, (spec.append, *self.board.command_line())))
-        state = load_kernel(self.memory, spec.kernel, list(spec.initrd), command_line, acpi_rsdp=rsdp)
-        self.engine.write_state({**self._power_on_registers, **state.registers})
+        reserved = self.board.acpi_config().reserved_ranges()
+        state = load_kernel(self.memory, spec.kernel, list(spec.initrd), command_line, acpi_rsdp=rsdp, reserved=reserved)
+        return state.registers
 
     def _reset_if_wanted(self) -> bool:
         if not self._reset_wanted:
@@ -227,7 +244,7 @@ class Machine:
         self._reset_wanted = False
         self.board.reset()
         self.memory.clear()
-        self._load()
+        self.engine.write_state({**self._power_on_registers, **self._load()})
         return True
 
     def _typed(self, data: bytes) -> None:

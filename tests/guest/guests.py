@@ -164,8 +164,8 @@ mount -t devtmpfs dev /dev
 """
 
 VIRTIO_MODULES = (
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 REPOSITORY = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "ringfence", "run")
 
 
 class GuestFailure(AssertionError):
@@ -28,7 +29,7 @@ class Session:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ringfence", "run", *arguments],
+            [*COMMAND, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

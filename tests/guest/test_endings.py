@@ -47,8 +47,8 @@ def test_timeout_is_124(tmp_path: Path) -> None:
 
 
 def test_debug_exit(tmp_path: Path) -> None:
-    command = r"printf '\025' | dd of=/dev/port bs=1 seek=244 conv=notrunc 2>/dev/null"
-    status, _, messages = run(*arguments(tmp_path, command), "--device", "debug-exit")
+    program = static_program(tmp_path, "leave", "#include <sys/io.h>\nint main(void) { ioperm(0xf4, 1, 1); outb(21, 0xf4); return 0; }\n")
+    status, _, messages = run(*arguments(tmp_path, "/leave", files={"leave": program}), "--device", "debug-exit")
     assert status == 43, messages
 
 

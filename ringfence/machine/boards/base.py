@@ -185,6 +185,10 @@ class Board:
         else:
             self.uart.receive(data)
 
+    def interrupt_waits(self) -> bool:
+        """Whether a halted vCPU has to wake up."""
+        return self.apic.pending() or self.apic.nmi_pending
+
     def resize_console(self, columns: int, rows: int) -> None:
         if self._console is not None:
             self._console.resize(columns, rows)
