@@ -65,7 +65,8 @@ class DeviceThread:
     def run(self, engine: Engine, awake: Callable[[], bool], done: Callable[[], bool], reset: Callable[[], bool]) -> Exit | None:
         """Runs until `done()` (then None) or until the guest cannot go on (then that exit).
 
-        `awake()` tells whether an interrupt waits that ends a halt.  `reset()` is asked once a turn and carries a reset out that was requested; True means that it did.
+        `awake()` tells whether an interrupt waits that ends a halt.  `reset()` is asked once a turn and carries a reset out
+        that was requested; True means that it did.
         """
         self._engine = engine
         # A timer armed from inside the engine may be due before the deadline that it was given.
