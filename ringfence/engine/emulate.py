@@ -25,7 +25,7 @@ from ringfence.isa.x86.state import IF, REQUEST_FLUSH, REQUEST_MODE
 from ringfence.memory.guest_memory import GuestMemory
 from ringfence.translate import image, layout
 from ringfence.translate.block import Translator
-from ringfence.translate.code_memory import CodeMemory
+from ringfence.translate.code_memory import COLD_START, CodeMemory
 from ringfence.translate.layout import BUDGET, FRONT_BYTES, REGIONS, WORDS
 from ringfence.translate.lower import EXIT_KINDS
 from ringfence.translate.runtime import (
@@ -358,7 +358,7 @@ class EmulateEngine:
             "instructions_translated": translator.instructions_translated,
             "blocks_dropped": code.word("invalidated"),
             "code_cache_flushes": translator.flushes,
-            "code_bytes": code.hot + code.cold - translator.cold_start,
+            "code_bytes": code.hot + code.cold - COLD_START,
             "stencil_forms_compiled": self._store.compiled_forms - self._compiled_before,
             "stencil_compile_seconds": self._store.compile_ns / 1e9,
             "tlb_refills": code.word("tlb_refills"),

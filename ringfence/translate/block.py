@@ -20,10 +20,10 @@ import iced_x86 as iced
 from ringfence.ir.ops import FALLIBLE
 from ringfence.ir.value import walk
 from ringfence.isa.x86.context import INSTRUCTIONS, Context, Form, trace_form
-from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, UNDEFINED, Decoded, decode, describe
+from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, UNDEFINED, Decoded, decode, decoder, describe
 from ringfence.isa.x86.flags import SETTLED
 from ringfence.translate import layout
-from ringfence.translate.code_memory import CODE_BYTES, COLD_START, CodeMemory
+from ringfence.translate.code_memory import COLD_START, FIXED_START, CodeMemory
 from ringfence.translate.layout import BLOCK_BYTES, FIELDS, HASH_ENTRIES, MAX_BLOCKS, TLB_TABLE_BYTES
 from ringfence.translate.lower import PINNED, RECORD, RECORD_BYTES, RECORD_IMM, RECORD_NEXT
 from ringfence.translate.objects import RELATIVE, patch, place
@@ -109,8 +109,6 @@ class Translator:
         self.blocks_translated = 0
         self.instructions_translated = 0
         self.flushes = 0
-        self.hot_start = memory.hot
-        self.cold_start = memory.cold
         self._natives: dict[Form, int] = {}
         self.fresh_pages: list[int] = []  # pages that got their first code: the engine protects them against stores
         self._settle = Recipe(_piece("(settle)"), False)
@@ -188,10 +186,9 @@ class Translator:
         """Offset in the code region of a form's native function."""
         offset = self._natives.get(recipe.form)
         if offset is None:
-            base = self.memory.cold + 63 & -64
+            base = self.memory.fixed + 63 & -64
             image, symbols = place(self.store.native(recipe.form), base, self.symbols)
-            offset = self._natives[recipe.form] = self.memory.append_cold(image, 64) + symbols["f"]
-            self.cold_start = max(self.cold_start, self.memory.cold)  # natives survive a flush of blocks placed before them
+            offset = self._natives[recipe.form] = self.memory.append_fixed(image, 64) + symbols["f"]
         return offset
 
     # ---- blocks
@@ -201,7 +198,7 @@ class Translator:
         `page` is the whole guest page.  False when the first instruction runs into the next page and `second_page` (its
         RAM offset and bytes) was not given.
         """
-        if self.next_block >= MAX_BLOCKS - 1 or self.memory.hot > COLD_START - 65536 or self.memory.cold > CODE_BYTES - 262144:
+        if self.next_block >= MAX_BLOCKS - 1 or self.memory.hot > COLD_START - 65536 or self.memory.cold > FIXED_START - 262144:
             self.flush()
         offset = va & 0xFFF
         raw = bytes(page[offset : offset + 16 * MAX_INSTRUCTIONS])
@@ -216,12 +213,12 @@ class Translator:
             decoded = decode(whole, va)
             assert decoded is not None  # 15 bytes are always enough
             crossing = offset + decoded.length > 4096
-            decoder = iced.Decoder(64, whole[: decoded.length], ip=va)
-            insn = decoder.decode()
+            source = decoder(whole[: decoded.length], va)
+            insn = source.decode()
             if decoded.form.name in ("ud", "gp"):
                 recipe = Recipe(decoded, False)
             else:
-                recipe = self.recipe(whole[: decoded.length], insn, decoder.get_constant_offsets(insn))
+                recipe = self.recipe(whole[: decoded.length], insn, source.get_constant_offsets(insn))
             insns = [(recipe, insn, decoded.length)]
         _Builder(self, va, ra, mode, insns, second_page if crossing else None).build()
         self.blocks_translated += 1
@@ -229,12 +226,12 @@ class Translator:
         return True
 
     def _decode(self, raw: bytes, va: int, mode: int) -> list[tuple[Recipe, Any, int]]:
-        decoder = iced.Decoder(64, raw, ip=va)
-        offsets_of = decoder.get_constant_offsets
+        source = decoder(raw, va)
+        offsets_of = source.get_constant_offsets
         out: list[tuple[Recipe, Any, int]] = []
         position = 0
         left = MAX_INSTRUCTIONS
-        for insn in decoder:
+        for insn in source:
             length = insn.len
             if insn.code == iced.Code.INVALID:
                 break
@@ -263,8 +260,8 @@ class Translator:
                 memory.pages64[k] = 0
                 memory.pages32[2 * k + 2] = 0
         self.next_block = 1
-        memory.hot = self.hot_start
-        memory.cold = self.cold_start
+        memory.hot = 0
+        memory.cold = COLD_START
 
 
 def _offset(field: Any, low: int) -> int:

@@ -1,7 +1,10 @@
 """Memory of one vCPU's engine: the state block and the code region, each a memfd.
 
-Code is written through one mapping and run through another (W^X): no page is ever writable and executable.  Hot code
-grows from the region's start, cold thunks and constants from its middle.
+Code is written through one mapping and run through another (W^X): no page is ever writable and executable.  The region:
+
+    0           hot code of blocks          dropped when full
+    half        cold thunks of blocks       dropped with them
+    7/8         run time, native bodies, constants of stencils: stay
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import mmap
 import os
 import struct
 
-from ringfence.core.errors import UserError
+from ringfence.core.errors import GuestError, UserError
 from ringfence.translate import layout
 
 CODE_BYTES = 128 << 20
 COLD_START = CODE_BYTES // 2
+FIXED_START = CODE_BYTES // 8 * 7
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -35,7 +39,7 @@ def address_of(mapping: mmap.mmap) -> int:
 
 
 class CodeMemory:
-    """`hot` and `cold` are offsets of the next free byte; `rx` is where the region may be executed."""
+    """`hot`, `cold` and `fixed` are offsets of the next free byte; `rx` is where the region may be executed."""
 
     def __init__(self, ram_pages: int) -> None:
         self._state_fd, self.state = _memory("ringfence-vcpu", layout.state_bytes(ram_pages))
@@ -51,6 +55,7 @@ class CodeMemory:
         self.rx: int = rx
         self.hot = 0
         self.cold = COLD_START
+        self.fixed = FIXED_START
         self._constants: dict[bytes, int] = {}
         # Typed views of the tables, for single aligned stores.
         base = layout.FRONT_BYTES
@@ -73,18 +78,20 @@ class CodeMemory:
     def put_word(self, name: str, value: int) -> None:
         self.put(layout.WORDS[name], value & 0xFFFFFFFFFFFFFFFF)
 
-    def append_cold(self, data: bytes, alignment: int = 16) -> int:
-        """Places bytes in the cold half; returns their offset."""
-        self.cold = self.cold + alignment - 1 & -alignment
-        offset = self.cold
+    def append_fixed(self, data: bytes, alignment: int = 16) -> int:
+        """Places bytes that stay; returns their offset."""
+        self.fixed = self.fixed + alignment - 1 & -alignment
+        offset = self.fixed
+        if offset + len(data) > CODE_BYTES:
+            raise GuestError("the guest uses more kinds of instructions than the engine has room for")
         self.code[offset : offset + len(data)] = data
-        self.cold += len(data)
+        self.fixed += len(data)
         return offset
 
     def constant(self, data: bytes) -> int:
         """The offset of read-only bytes that stencils refer to, placed once."""
         if data not in self._constants:
-            self._constants[data] = self.append_cold(data, 64)
+            self._constants[data] = self.append_fixed(data, 64)
         return self._constants[data]
 
     def close(self) -> None:

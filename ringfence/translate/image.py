@@ -29,16 +29,16 @@ def runtime_object(store: StencilStore) -> bytes:
 def place_runtime(memory: CodeMemory, store: StencilStore) -> dict[str, int]:
     """Links the run time into the code region; returns its symbols as offsets in the region."""
     data = runtime_object(store)
-    base = memory.cold
+    base = memory.fixed
     # Delivery calls the run time and is called by it: its place behind the run time is fixed first.
     trial, _ = place(data, base, {"n_deliver": base})
     deliver_at = base + len(trial) + 63 & -64
     image, symbols = place(data, base, {"n_deliver": deliver_at})
     symbols = {name: base + offset for name, offset in symbols.items()}
-    memory.append_cold(image, 1)
+    memory.append_fixed(image, 1)
     body, inside = place(store.native(_DELIVER), deliver_at, symbols)
-    memory.cold = deliver_at
-    memory.append_cold(body, 1)
+    memory.fixed = deliver_at
+    memory.append_fixed(body, 1)
     assert inside["f"] == 0
     return symbols
 

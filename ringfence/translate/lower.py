@@ -393,13 +393,12 @@ class Lowering:
             x = self.hole("DISP")
         elif slot == "next":
             x = self.hole("NEXT")
+        elif self.context.form.operands[slot][2]:  # more than a sign-extended 32-bit value: MOV r64, imm64
+            self.holes.add(f"WIDE{slot}")
+            x = self.op(f'call i64 asm "movabsq $$WIDE{slot}, $0", "=r"()')
         else:
-            operand = self.context.form.operands[slot]
-            x = self.hole(f"IMM{slot}" if operand[1] < 64 or not self._wide_immediate(slot) else f"WIDE{slot}")
+            x = self.hole(f"IMM{slot}")
         self.line(f"{r} = add i64 0, {x}" if w == 64 else f"{r} = trunc i64 {self.op(f'add i64 0, {x}')} to i{w}")
-
-    def _wide_immediate(self, slot: int) -> bool:
-        return self.context.form.name == "mov" and self.context.form.operands[slot][1] == 64
 
     def _get(self, op: Op) -> None:
         where, what, low = self.place(op)
@@ -420,13 +419,25 @@ class Lowering:
             return
         cell = self.cell(what)
         if w == 64:
-            self.line(f"store i64 {value}, ptr {cell}")
+            self.line(f"store i64 {self._stepped(op, what) or value}, ptr {cell}")
             return
         old = self.op(f"load i64, ptr {cell}")
         kept = self.op(f"and i64 {old}, {signed(mask(64) & ~(mask(w) << low), 64)}")
         wide = self.op(f"zext i{w} {value} to i64")
         placed = self.op(f"shl i64 {wide}, {low}") if low else wide
         self.line(f"store i64 {self.op(f'or i64 {kept}, {placed}')}, ptr {cell}")
+
+    def _stepped(self, op: Op, argument: str) -> str | None:
+        """A pinned register moved by a constant (RSP, string pointers): added anew behind the accesses, so that LLVM does
+        not keep the sum in one more register across their probes."""
+        source = self.defined.get(op.args[0].id)
+        if self.depth or source is None or source.op not in ("add", "sub") or source.args[1].const is None:
+            return None
+        base = self.defined.get(source.args[0].id)
+        if base is None or base.op != "get" or base.w != 64 or self.place(base) != ("arg", argument, 0):
+            return None
+        same = self.op(f'call i64 asm sideeffect "", "=r,0"(i64 %{argument})')
+        return self.op(f"{source.op} i64 {same}, {source.args[1].const if source.args[1].const < 1 << 63 else source.args[1].const - (1 << 64)}")
 
     def _indexed(self, field: str, index: Value, text: str) -> str:
         wide = text if index.w == 64 else self.op(f"zext i{index.w} {text} to i64")
@@ -671,9 +682,7 @@ def module(functions: list[str], declarations: set[str], holes: set[str], stenci
     """A whole LLVM module around lowered functions."""
     lines = []
     for hole in sorted(holes):
-        if hole.startswith("WIDE"):
-            lines.append(f"@{hole} = external dso_local global i8")
-        elif not hole.startswith("TLB"):
+        if not hole.startswith(("TLB", "WIDE")):
             lines.append(f"@{hole} = external dso_local global i8, !absolute_symbol !9")
     if stencil:
         lines += [f"declare dso_local preserve_nonecc void @{e}({SIGNATURE})" for e in ENDINGS]

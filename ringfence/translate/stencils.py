@@ -27,6 +27,7 @@ from ringfence.translate.objects import Code, Hole, compile_object, host_feature
 trace = tracer("stencils")
 
 BATCH = 64
+SAVE_EVERY = 1000  # forms compiled on the way, so that an interrupted first run is not lost
 Progress = Callable[[str, int, int], None]
 
 
@@ -162,6 +163,8 @@ class StencilStore:
         if code is None:
             self.compile([key])
             code = self.codes[text]
+            if self.compiled_forms % SAVE_EVERY == 0:
+                self.save()
         return code
 
     def compile(self, keys: list[Key], progress: Progress | None = None) -> None:

@@ -3,7 +3,8 @@
 Between stencils the vCPU pointer is in r12, the flag words in r13 and r14, seven guest registers in r15, rdi, rsi, rdx,
 rcx, r8, r9 (see lower.py).  A cold thunk is `call STUB` with its operands behind it; the stub spills the pinned registers,
 calls the run time and goes on where that says, or leaves to whoever called ENTER.  The host stack below the frame of ENTER
-belongs to stencils and may be dropped at any instruction boundary.
+belongs to stencils and may be dropped at any instruction boundary; between stencils RSP is 8 below a multiple of 16, as at
+the entry of any function.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def _thunk(stub: str, function: str) -> str:
 {_moves(True, False)}
  pop %rsi
  mov %r12,%rdi
+ sub $8,%rsp
  call {function}
  jmp s_go
 """
@@ -105,7 +107,6 @@ s_enter:
  push %r13
  push %r14
  push %r15
- sub $8,%rsp
  mov %rdi,%r12
  mov %rsp,{host_rsp}(%r12)
  stmxcsr {host_mxcsr}(%r12)
@@ -120,6 +121,7 @@ s_enter:
  fldcw {scratch}(%r12)
 s_dispatch:
  mov %r12,%rdi
+ sub $8,%rsp
  call dispatch
 s_go:
  test %rax,%rax
@@ -138,7 +140,6 @@ s_leave:
  and $0x3f,%eax
  or %ax,{fsw}(%r12)
  fninit
- add $8,%rsp
  pop %r15
  pop %r14
  pop %r13
@@ -165,10 +166,8 @@ s_lookup:
 s_cross:
 {_moves(True, False)}
  mov (%rsp),%rsi
- sub $8,%rsp
  mov %r12,%rdi
  call t_cross
- add $8,%rsp
  cmp $1,%rax
  je 1f
  mov {host_rsp}(%r12),%rsp
@@ -184,9 +183,7 @@ s_call:
 {_moves(True, False)}
  mov %r12,%rdi
  mov %rax,%rsi
- sub $8,%rsp
  call t_native_call
- add $8,%rsp
  cmp $1,%rax
  je 1f
  mov {host_rsp}(%r12),%rsp
@@ -198,9 +195,7 @@ s_call:
 s_settle:
 {_moves(True, False)}
  mov %r12,%rdi
- sub $8,%rsp
  call settle_flags
- add $8,%rsp
 {_moves(False, False)}
  ret
 """

@@ -91,8 +91,8 @@ def jecxz(i: Context) -> None:
 def _loop(name: str) -> None:
     @insn(name)
     def loop(i: Context) -> None:
-        n = i.get("rcx") - 1
-        i.put("rcx", n)
+        n = i.get("rcx", 32 if i.form.mem.address32 else 64) - 1
+        i.put_register("rcx", n)
         go = n != 0
         if name == "loope":
             go = go & i.f.zf()

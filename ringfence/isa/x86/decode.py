@@ -113,6 +113,14 @@ _REGISTER_FORMS = {Code.MOV_R64_IMM64: "mov"}
 
 UNDEFINED = Form("ud", 64, ())
 
+# Without BMI1, LZCNT and WBNOINVD their prefixes are ignored: F3 0F BC is BSF, F3 0F BD is BSR, F3 0F 09 is WBINVD.
+_OPTIONS = iced.DecoderOptions.NO_MPFX_0FBC | iced.DecoderOptions.NO_MPFX_0FBD | iced.DecoderOptions.NO_WBNOINVD
+
+
+def decoder(raw: bytes, ip: int) -> iced.Decoder:
+    """iced's decoder, set to the CPU model's encodings."""
+    return iced.Decoder(64, raw, _OPTIONS, ip=ip)
+
 
 def decode(raw: bytes | memoryview, ip: int) -> Decoded | None:
     """The first instruction of `raw`, which lies at linear address `ip`.
@@ -120,12 +128,12 @@ def decode(raw: bytes | memoryview, ip: int) -> Decoded | None:
     None when more bytes are needed (raw ends inside of the instruction).  An instruction that must raise #UD decodes to the
     body `ud`; one longer than 15 bytes to `gp`.
     """
-    decoder = iced.Decoder(64, bytes(raw[:MAX_INSTRUCTION_BYTES]), ip=ip)
-    insn = decoder.decode()
+    source = decoder(bytes(raw[:MAX_INSTRUCTION_BYTES]), ip)
+    insn = source.decode()
     if insn.code == Code.INVALID:
-        if decoder.position >= MAX_INSTRUCTION_BYTES:  # no encoding ends within the limit: SDM 3A 6.15, #GP
+        if source.position >= MAX_INSTRUCTION_BYTES:  # no encoding ends within the limit: SDM 3A 6.15, #GP
             return Decoded(Form("gp", 64, ()), 1, {}, {"next": (ip & 0xFFF) + 1}, None, "(too long)")
-        if decoder.last_error == iced.DecoderError.NO_MORE_BYTES:
+        if source.last_error == iced.DecoderError.NO_MORE_BYTES:
             return None
         return _undefined(ip, 1)
     return describe(insn)
@@ -173,6 +181,7 @@ def describe(insn: iced.Instruction) -> Decoded:
             mem = _memory_form(insn, binds, imms)
         elif kind in _BRANCHES:
             target = insn.near_branch_target
+            mem = mem._replace(address32=insn.code in _ECX_LOOPS)
         elif kind in _STRING_KINDS:
             segment = _REGISTERS[insn.segment_prefix]
             if segment in ("fs", "gs") and insn.op_kind(k) not in (OpKind.MEMORY_ESDI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESRDI):
@@ -181,7 +190,7 @@ def describe(insn: iced.Instruction) -> Decoded:
         elif kind in _IMMEDIATE_WIDTH:
             w = _IMMEDIATE_WIDTH[kind]
             slot = len(operands)
-            operands.append(("i", w, 0))
+            operands.append(("i", w, int(kind == OpKind.IMMEDIATE64)))  # 1: needs all 64 bits in the code
             value = insn.immediate(k) & (1 << w) - 1
             imms[slot] = value
             immediates[slot] = k
@@ -273,6 +282,7 @@ def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, i
     return operands[0][1] if operands and operands[0][0] in "rmxy" else 64
 
 
+_ECX_LOOPS = frozenset(v for k, v in vars(Code).items() if isinstance(v, int) and k.startswith("LOOP") and k.endswith("_64_ECX"))
 _WORD_STACK = frozenset(
     v for k, v in vars(Code).items() if isinstance(v, int) and k in ("PUSHFW", "POPFW", "PUSH_IMM16", "PUSHW_IMM8", "ENTERW_IMM16_IMM8", "LEAVEW", "PUSHW_FS", "PUSHW_GS", "POPW_FS", "POPW_GS", "IRETW", "RETNW", "RETNW_IMM16")
 )

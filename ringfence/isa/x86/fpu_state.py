@@ -224,6 +224,7 @@ def fxsave(i: Context) -> None:
 def fxrstor(i: Context) -> None:
     fpu_check(i)
     address = _image_address(i)
+    i.load(address + 504, 64)  # the unused end of the image must be readable as well
     head, pointers = i.load(address, 128), i.load(address + 16, 128)
     values = [i.load(address + 32 + 16 * k, 128) for k in range(8)]
     vectors = [i.load(address + 160 + 16 * k, 128) for k in range(_XMM_COUNT)]

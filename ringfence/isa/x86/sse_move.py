@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ringfence.ir.value import Lanes, Value
 from ringfence.isa.x86.context import Body, Context, Mmx, Vector, insn
+from ringfence.isa.x86.x87_stack import wait
 
 
 def sse_check(i: Context) -> None:
@@ -21,11 +22,12 @@ def sse_check(i: Context) -> None:
 
 
 def mmx_check(i: Context) -> None:
-    """Hook: the same for an instruction that names MMX registers or is EMMS.
+    """The same for an instruction that names MMX registers or is EMMS.
 
-    By SDM 3A 13.1 and table 2-18 of 2A: #UD when CR0.EM, #NM when CR0.TS, and #MF when an unmasked x87 exception is pending
-    (FSW.ES), which can be only in a mode that leaves floating point to the interpreter.  Nothing is emitted here.
+    By SDM 3A 13.1 and table 2-18 of 2A: #UD when CR0.EM and #NM when CR0.TS, by the translation mode; #MF when an unmasked x87
+    exception is pending.
     """
+    wait(i)
 
 
 def enter_mmx(i: Context) -> None:

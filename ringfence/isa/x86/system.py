@@ -273,15 +273,19 @@ def swapgs(i: Context) -> None:
 def io_check(i: Context, port: Value, size: int) -> None:
     """CPL against IOPL, else the TSS's permission bitmap (SDM 1 19.5.2)."""
 
+    base, limit = i.get("tr_base"), i.get("tr_limit", 32)
+
     def by_bitmap() -> Value:
-        base, limit = i.get("tr_base"), i.get("tr_limit", 32)
         offset = i.load(base + 0x66, 16, system=True).zext(32) + (port >> 3).zext(32)
-        outside = limit.ule(offset) | limit.ult(0x67)
-        bits = i.choose(outside, lambda: i.const(0xFFFF, 16), lambda: i.load(base + offset.zext(64), 16, system=True))
+        bits = i.choose(limit.ule(offset), lambda: i.const(0xFFFF, 16), lambda: i.load(base + offset.zext(64), 16, system=True))
         return ((bits >> (port & 7)) & (1 << size // 8) - 1) != 0
 
+    def denied() -> Value:
+        none = i.const(1, 1)  # a TSS without room for the bitmap's offset
+        return i.choose(limit.ult(0x67), lambda: none, by_bitmap)
+
     privileged = i.get("cpl", 8).ule(i.get("rflags_sys").bits(12, 8) & 3)
-    i.fault_if(i.choose(privileged, lambda: i.const(0, 1), by_bitmap), GP)
+    i.fault_if(i.choose(privileged, lambda: i.const(0, 1), denied), GP)
 
 
 @insn("in")
