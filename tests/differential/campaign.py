@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import forms, runner, states
+from . import compare, forms, runner, states
 from .forms import Instance, Shape
 from .host_cpu import HostCpu
 from .records import CASE, RECORDS, SLOTS, at
@@ -71,16 +71,24 @@ def interpreter_judge(instances: list[Instance], cases: Any, base: bytes) -> Ite
     """Every case through the reference interpreter."""
     per = len(cases) // len(instances)
     got = cases.copy()
-    for k, instance in enumerate(instances):
-        for j in range(k * per, (k + 1) * per):
-            try:
-                runner.interpret_case(instance, got[j], base)
-            except runner.Undecided:
-                continue
-            except Exception as error:  # a body or the interpreter is broken: that is a finding, and the others go on
-                yield j, [f"{type(error).__name__}: {error}"]
-                continue
-            yield j, runner.differences(instance, got[j], cases[j])
+    decided = np.ones(len(cases), bool)
+    for j in range(len(cases)):
+        try:
+            runner.interpret_case(instances[j // per], got[j], base)
+        except runner.Undecided:
+            decided[j] = False
+        except Exception as error:  # a body or the interpreter is broken: that is a finding, and the others go on
+            decided[j] = False
+            yield j, [f"{type(error).__name__}: {error}"]
+    yield from compared(instances, got, cases, decided)
+
+
+def compared(instances: list[Instance], got: Any, wanted: Any, decided: Any) -> Iterator[tuple[int, list[str]]]:
+    """Results of all decided cases against the host's."""
+    per = len(wanted) // len(instances)
+    suspect = compare.suspects(got, wanted)
+    for j in np.nonzero(decided)[0]:
+        yield int(j), compare.differences(instances[j // per], got[j], wanted[j]) if suspect[j] else []
 
 
 def draw(shapes: list[Shape], rng: random.Random) -> list[Instance]:

@@ -151,7 +151,7 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
             distance = (
                 rng.choice((rng.randrange(-100, -20), rng.randrange(20, 90)))
                 if size == 1
-                else rng.choice((0x3000, -0x400000, rng.randrange(24, 90)))
+                else rng.choice((0x3040, -0x400000, rng.randrange(24, 90)))
             )
             immediates += distance.to_bytes(size, "little", signed=True)
     if not plain and rng.random() < 0.3:

@@ -1,7 +1,6 @@
-"""The reference interpreter on case records, and the comparison of two judges' results.
+"""The reference interpreter on case records, and what the host's answers mean in its terms.
 
-`interpret_case` produces what the host CPU produces: the `out` half of a record.  `differences` compares, leaving out exactly what
-the manual leaves undefined (the decorator's `undefined`) and what no state can show (FIP, FDP and FOP of x87).
+`interpret_case` produces what the host CPU produces: the `out` half of a record.
 """
 
 from __future__ import annotations
@@ -13,24 +12,18 @@ import numpy as np
 
 from ringfence.ir.interpret import GuestFault, Interpreter
 from ringfence.ir.value import Op
-from ringfence.isa.x86.context import DEFER, INSTRUCTIONS, Form, trace_form
-from ringfence.isa.x86.state import FLAG_BITS, GPR, EngineState, X86State, rflags_image, rflags_words
+from ringfence.isa.x86.context import DEFER, Form, trace_form
+from ringfence.isa.x86.state import GPR, EngineState, X86State, rflags_image, rflags_words
 
 from .forms import Instance
 from .records import FOREIGN, GS_BASE, MAX_DIFFS, PAGE, READ_ONLY_ADDR, WINDOW_ADDR, WINDOW_BYTES
 
-LETTERS = {"c": "cf", "p": "pf", "a": "af", "z": "zf", "s": "sf", "o": "of"}
-_SHIFTS = ("shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd")
 _RESET = {name: field.initial() for state in (X86State, EngineState) for name, field in state.FIELDS.items()}
 # The user program that every case is: long mode, CPL 3, flat segments, SSE and x87 enabled.
 _USER = {
-    "cpl": 3, "cs": 0x33, "ss": 0x2B, "cr0": 0x80050033, "cr4": 0x6A0, "efer": 0xD01, "gs_base": GS_BASE, "rflags_sys": 0x200,
+    "cpl": 3, "tr_limit": 0x50, "cs": 0x33, "ss": 0x2B, "cr0": 0x80050033, "cr4": 0x6A0, "efer": 0xD01, "gs_base": GS_BASE,
 }  # fmt: skip
 ELEMENT_LIMIT = 1 << 12
-
-
-# What processors do differently among themselves, or what the manual calls implementation-specific.
-_MASKED_STORE = ("maskmovq", "maskmovdqu")  # SDM 2: which byte of a masked store faults, and what it has done by then
 
 
 class Undecided(Exception):
@@ -219,79 +212,6 @@ def normalise_host(cases: Any, instances: dict[int, Instance]) -> None:
     hidden = (cases["trap"] == 14) & (cases["cr2"] >= np.uint64(1 << 47))
     cases["error"] = np.where(hidden, cases["error"] & ~np.uint64(1), cases["error"])
     cases["out_rflags"] &= ~np.uint64(0x10100)  # RF is set in the image of a fault
-
-
-def undefined_flags(instance: Instance, case: Any) -> int:
-    """The flags that the manual leaves undefined for this case, as a mask of RFLAGS."""
-    name = instance.name
-    spec = INSTRUCTIONS[name].undefined
-    always, _, many = spec.partition(">1:")
-    letters = always
-    if name in _SHIFTS:
-        size = instance.decoded.form.size
-        count = _count(instance, case) & (63 if size == 64 else 31)
-        if count == 0:
-            letters = ""
-        elif count > 1:
-            letters += many
-        if count >= size and name in ("shl", "shr", "shld", "shrd"):  # SDM 2 SAL/SAR/SHL/SHR
-            letters += "c"
-        if count > size and name in ("shld", "shrd"):
-            letters = "oszapc"
-    return sum(1 << FLAG_BITS[LETTERS[letter]] for letter in set(letters))
-
-
-def _count(instance: Instance, case: Any) -> int:
-    insn = instance.insn
-    last = insn.op_count - 1
-    if str(insn).split()[-1].endswith("cl"):
-        return int(case["gpr"][1]) & 0xFF
-    return instance.decoded.imms.get(last, 1)
-
-
-def differences(instance: Instance, got: Any, wanted: Any) -> list[str]:
-    """What differs between two results of one case, in words; `wanted` is the judge's."""
-    found = []
-    if instance.name in _MASKED_STORE and got["trap"] == wanted["trap"] == 14:
-        return found
-    for name in ("trap", "rip", "error", "cr2"):
-        if got[name] != wanted[name]:
-            found.append(f"{name}: {int(got[name]):#x}, not {int(wanted[name]):#x}")
-    for n, name in enumerate(GPR):
-        if got["out_gpr"][n] != wanted["out_gpr"][n]:
-            found.append(f"{name}: {int(got['out_gpr'][n]):#x}, not {int(wanted['out_gpr'][n]):#x}")
-    defined = ~np.uint64(undefined_flags(instance, wanted) | 0x10100)
-    if (got["out_rflags"] ^ wanted["out_rflags"]) & defined:
-        found.append(f"rflags: {int(got['out_rflags'] & defined):#x}, not {int(wanted['out_rflags'] & defined):#x}")
-    a, b = got["out_fx"], wanted["out_fx"]
-    for name in ("fcw", "fsw", "ftw", "mxcsr"):
-        if a[name] != b[name]:
-            found.append(f"{name}: {int(a[name]):#x}, not {int(b[name]):#x}")
-    for k in range(16):
-        if (a["xmm"][k] != b["xmm"][k]).any():
-            found.append(f"xmm{k}: {_hex(a['xmm'][k])}, not {_hex(b['xmm'][k])}")
-    for k in range(8):
-        x, y = a["st"][k], b["st"][k]
-        if x["mantissa"] != y["mantissa"] or x["sign_exponent"] != y["sign_exponent"]:
-            found.append(f"st{k}: {_extended(x)}, not {_extended(y)}")
-    if got["diffs"] != wanted["diffs"] or (got["diff"][: got["diffs"]] != wanted["diff"][: got["diffs"]]).any():
-        found.append(f"memory: {_memory(got)}, not {_memory(wanted)}")
-    return found
-
-
-def _extended(x: Any) -> str:
-    return f"{int(x['sign_exponent']):04x}:{int(x['mantissa']):016x}"
-
-
-def _hex(pair: Any) -> str:
-    return f"{int(pair[1]):016x}_{int(pair[0]):016x}"
-
-
-def _memory(case: Any) -> str:
-    n = min(int(case["diffs"]), 4)
-    return (
-        "{" + ", ".join(f"{int(d['offset']):#x}: {int(d['value']):#x}" for d in case["diff"][:n]) + ("…" if case["diffs"] > n else "") + "}"
-    )
 
 
 def describe(instance: Instance, case: Any) -> str:
