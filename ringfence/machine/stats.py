@@ -11,7 +11,8 @@
     engine                                   everything that the engine itself counts
 
 The machine's thread is timed by phase around the engine; what the engine says it spent on translation and in device code
-is taken out of its own running time.  CPU seconds of `start` are those of the whole process, all others of that thread.
+is taken out of its own running time; the CPU seconds of those two are shared out by wall time.  CPU seconds of `start` are
+those of the whole process, all others of that thread.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ class RunFigures:
 
 def assemble(run: RunFigures) -> dict[str, Any]:
     engine = run.engine.stats()
-    own = engine.get("seconds", {})
-    # An engine that does not tell CPU from wall time ran all of it on the CPU: translation and device code do not sleep.
-    own_wall, own_cpu = (own.get("wall", own), own.get("cpu", own)) if isinstance(own, dict) else ({}, {})
+    own_wall: dict[str, float] = engine.get("seconds", {})
+    wall_ns, cpu_ns = run.loop.times.wall_ns, run.loop.times.cpu_ns
+    # Engines tell wall time.  Nothing inside of `run` sleeps, so its parts had the CPU in the same proportion as the whole.
+    share = min(1.0, cpu_ns["run"] / wall_ns["run"]) if wall_ns["run"] else 0.0
+    own_cpu = {phase: seconds * share for phase, seconds in own_wall.items()}
     result: dict[str, Any] = {name: engine.get(name, 0) for name in _COUNTERS}
     result["seconds"] = {
-        "wall": _phases(run.loop.times.wall_ns, own_wall),
-        "cpu": _phases(run.loop.times.cpu_ns, own_cpu),
+        "wall": _phases(wall_ns, own_wall),
+        "cpu": _phases(cpu_ns, own_cpu),
     }
     exits = dict(engine.get("exits", {}))
     for name, count in run.loop.exits.items():
@@ -70,7 +73,7 @@ def assemble(run: RunFigures) -> dict[str, Any]:
     return result
 
 
-def _phases(loop_ns: dict[str, int], engine_s: dict[str, Any]) -> dict[str, float]:
+def _phases(loop_ns: dict[str, int], engine_s: dict[str, float]) -> dict[str, float]:
     translation, inside_devices = float(engine_s.get("translation", 0.0)), float(engine_s.get("devices", 0.0))
     seconds = {
         "start": loop_ns["start"] / 1e9,
