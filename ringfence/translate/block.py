@@ -275,8 +275,12 @@ def _zeroes(n: int) -> memoryview:
     return memoryview(bytes(4 * n)).cast("I")
 
 
+_NOT_FP = frozenset(v for k, v in vars(iced.Mnemonic).items() if isinstance(v, int) and k.startswith(("PREFETCH", "LFENCE", "SFENCE", "MFENCE", "MOVNTI", "PAUSE", "CLFLUSH")))
+
+
 def _uses_fp(insn: iced.Instruction) -> bool:
-    return any(f in _FP_FEATURES for f in insn.cpuid_features())
+    """Whether CR0.EM, CR0.TS and CR4.OSFXSR apply."""
+    return insn.mnemonic not in _NOT_FP and any(f in _FP_FEATURES for f in insn.cpuid_features())
 
 
 def _piece(name: str) -> Decoded:

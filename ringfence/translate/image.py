@@ -10,20 +10,19 @@ from ringfence.isa.x86.context import Form
 from ringfence.translate import native, runtime, stubs
 from ringfence.translate.code_memory import CodeMemory
 from ringfence.translate.objects import compile_object, place
-from ringfence.translate.stencils import Progress, StencilStore
+from ringfence.translate.stencils import Progress, StencilStore, runtime_digest
 
 _DELIVER = Form("(deliver)", 64, ())
-_RUNTIME = "run time"
-
 assert runtime.NEXT == 0  # the registry of native functions is filled by importing runtime
 
 
 def runtime_object(store: StencilStore) -> bytes:
     """The object of stubs and run-time functions, from the cache or compiled."""
-    if _RUNTIME not in store.natives:
+    name = f"run time {runtime_digest()}"
+    if name not in store.natives:
         text = stubs.module_asm() + "\n" + native.module({"n_deliver": 2})
-        store.put_native(_RUNTIME, compile_object(text, "full"))
-    return store.natives[_RUNTIME]
+        store.put_native(name, compile_object(text, "full"))
+    return store.natives[name]
 
 
 def place_runtime(memory: CodeMemory, store: StencilStore) -> dict[str, int]:

@@ -10,7 +10,7 @@ plain 80-bit loads and stores.  SSE4.1 of the host is needed for its own instruc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 _TYPES = {32: "float", 64: "double", 128: "<4 x float>"}
 _X87_CODES = 0x4700
@@ -21,16 +21,30 @@ _STEPS = {
     "scale": "fscale", "prem": "fprem", "prem1": "fprem1", "patan": "fpatan", "yl2x": "fyl2x", "yl2xp1": "fyl2xp1",
 }  # fmt: skip
 _POPPING = ("patan", "yl2x", "yl2xp1")
-_CONSTANTS = {"constant_pi": "fldpi", "constant_l2t": "fldl2t", "constant_l2e": "fldl2e", "constant_lg2": "fldlg2", "constant_ln2": "fldln2"}
+_CONSTANTS = {
+    "constant_pi": "fldpi",
+    "constant_l2t": "fldl2t",
+    "constant_l2e": "fldl2e",
+    "constant_lg2": "fldlg2",
+    "constant_ln2": "fldln2",
+}
 _STATUS = "\\0A\\09fnstsw %ax"
 
 
-def lower_fp(emit: Any, op: Any, args: list[str]) -> str:
-    """The text of the operation's value ("" when it has none).
+class Emitter(Protocol):
+    """Where the text goes.  `allocas` holds the stack slots of the entry block, `count` numbers names."""
 
-    `emit` appends lines (`line`), names results (`op`), and keeps `allocas`, the text of the entry block's stack slots, with
-    `count` for their names.
-    """
+    allocas: list[str]
+    count: int
+
+    def line(self, text: str) -> None: ...
+
+    def op(self, text: str) -> str:
+        """Appends an instruction; returns the name of its result."""
+
+
+def lower_fp(emit: Emitter, op: Any, args: list[str]) -> str:
+    """The text of the operation's value; "" when it has none."""
     name, fmt = op.at["fp"], op.at["fmt"]
     if fmt == "mxcsr":
         return _mxcsr(emit, name, args)
@@ -45,12 +59,11 @@ def lower_fp(emit: Any, op: Any, args: list[str]) -> str:
     return _cast(emit, _TYPES[w], _sse(emit, op, name, fmt, _TYPES[w], vector), f"i{w}")
 
 
-def _cast(emit: Any, source: str, value: str, target: str) -> str:
-    result: str = emit.op(f"bitcast {source} {value} to {target}")
-    return result
+def _cast(emit: Emitter, source: str, value: str, target: str) -> str:
+    return emit.op(f"bitcast {source} {value} to {target}")
 
 
-def _slot(emit: Any, kind: str) -> str:
+def _slot(emit: Emitter, kind: str) -> str:
     """A stack slot of the function, allocated in its entry block."""
     emit.count += 1
     name = f"%f{emit.count}"
@@ -58,7 +71,7 @@ def _slot(emit: Any, kind: str) -> str:
     return name
 
 
-def _sse(emit: Any, op: Any, name: str, fmt: str, kind: str, values: list[str]) -> str:
+def _sse(emit: Emitter, op: Any, name: str, fmt: str, kind: str, values: list[str]) -> str:
     if name in _IN_ORDER:
         text = f"{name}{fmt} $2, $0"
     elif name in ("sqrt", "rcp", "rsqrt"):
@@ -73,25 +86,22 @@ def _sse(emit: Any, op: Any, name: str, fmt: str, kind: str, values: list[str]) 
         raise KeyError(name)
     constraints = "=x,0,x" if len(values) == 2 else "=x,x"
     passed = ", ".join(f"{kind} {v}" for v in values)
-    result: str = emit.op(f'call {kind} asm sideeffect "{text}", "{constraints}"({passed})')
-    return result
+    return emit.op(f'call {kind} asm sideeffect "{text}", "{constraints}"({passed})')
 
 
-def _compare(emit: Any, mnemonic: str, kind: str, values: list[str]) -> str:
+def _compare(emit: Emitter, mnemonic: str, kind: str, values: list[str]) -> str:
     """CF, PF and ZF from bit 0."""
     triple = "{ i8, i8, i8 }"
     found = emit.op(
-        f'call {triple} asm sideeffect "{mnemonic} $4, $3", "={{@ccc}},={{@ccp}},={{@ccz}},x,x"'
-        f"({kind} {values[0]}, {kind} {values[1]})"
+        f'call {triple} asm sideeffect "{mnemonic} $4, $3", "={{@ccc}},={{@ccp}},={{@ccz}},x,x"({kind} {values[0]}, {kind} {values[1]})'
     )
     bits = [emit.op(f"trunc i8 {emit.op(f'extractvalue {triple} {found}, {k}')} to i1") for k in range(3)]
     wide = [emit.op(f"zext i1 {b} to i3") for b in bits]
     placed = [wide[0], emit.op(f"shl i3 {wide[1]}, 1"), emit.op(f"shl i3 {wide[2]}, 2")]
-    result: str = emit.op(f"or i3 {placed[0]}, {emit.op(f'or i3 {placed[1]}, {placed[2]}')}")
-    return result
+    return emit.op(f"or i3 {placed[0]}, {emit.op(f'or i3 {placed[1]}, {placed[2]}')}")
 
 
-def _convert(emit: Any, op: Any, name: str, fmt: str, value: str) -> str:
+def _convert(emit: Emitter, op: Any, name: str, fmt: str, value: str) -> str:
     w, result_w = op.args[0].w, op.w
     source, target = fmt.split("2")
     if source == "si":
@@ -103,25 +113,23 @@ def _convert(emit: Any, op: Any, name: str, fmt: str, value: str) -> str:
         return _cast(emit, kind, x, f"i{result_w}")
     x = _cast(emit, f"i{w}", value, _TYPES[w])
     if target == "si":
-        result: str = emit.op(f'call i{result_w} asm sideeffect "{name}{fmt} $1, $0", "=r,x"({_TYPES[w]} {x})')
-        return result
+        return emit.op(f'call i{result_w} asm sideeffect "{name}{fmt} $1, $0", "=r,x"({_TYPES[w]} {x})')
     kind = _TYPES[result_w]
     return _cast(emit, kind, emit.op(f'call {kind} asm sideeffect "{name}{fmt} $1, $0", "=x,x"({_TYPES[w]} {x})'), f"i{result_w}")
 
 
-def _mxcsr(emit: Any, name: str, args: list[str]) -> str:
+def _mxcsr(emit: Emitter, name: str, args: list[str]) -> str:
     slot = _slot(emit, "i32")
     if name == "set":
         emit.line(f"store i32 {emit.op(f'or i32 {args[0]}, 8064')}, ptr {slot}")
         emit.line(f'call void asm sideeffect "ldmxcsr $0", "*m"(ptr elementtype(i32) {slot})')
         return ""
     emit.line(f'call void asm sideeffect "stmxcsr $0", "=*m"(ptr elementtype(i32) {slot})')
-    result: str = emit.op(f"and i32 {emit.op(f'load i32, ptr {slot}')}, 63")
-    return result
+    return emit.op(f"and i32 {emit.op(f'load i32, ptr {slot}')}, 63")
 
 
 # ---- x87
-def _x87(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -> str:
+def _x87(emit: Emitter, op: Any, name: str, fmt: str, args: list[str]) -> str:
     match name:
         case "pending" | "stack_quiet":  # cannot be while every exception is masked
             return "false"
@@ -129,8 +137,7 @@ def _x87(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -> str:
             return ""
         case "flags":
             word = emit.op('call i16 asm sideeffect "fnstsw %ax", "={ax}"()')
-            result: str = emit.op(f"and i16 {word}, 63")
-            return result
+            return emit.op(f"and i16 {word}, 63")
         case "clear":
             emit.line('call void asm sideeffect "fnclex", ""()')
             return ""
@@ -140,7 +147,7 @@ def _x87(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -> str:
             emit.line(f'call void asm sideeffect "fldcw $0", "*m"(ptr elementtype(i16) {slot})')
             return ""
         case "load":
-            return _load(emit, fmt, op.args[0].w, args[0])
+            return _load(emit, op, fmt, args[0])
     if name in _CONSTANTS:
         return _cast(emit, "x86_fp80", emit.op(f'call x86_fp80 asm sideeffect "{_CONSTANTS[name]}", "={{st}}"()'), "i80")
     if name in ("store", "storet"):
@@ -150,36 +157,36 @@ def _x87(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -> str:
     return _register_result(emit, op, name, fmt, args)
 
 
-def _to_slot(emit: Any, w: int, value: str) -> str:
+def _to_slot(emit: Emitter, w: int, value: str) -> str:
     slot = _slot(emit, f"i{w}")
     emit.line(f"store i{w} {value}, ptr {slot}")
     return slot
 
 
-def _codes(emit: Any, word: str) -> str:
-    result: str = emit.op(f"and i16 {word}, {_X87_CODES}")
-    return result
+def _codes(emit: Emitter, word: str) -> str:
+    return emit.op(f"and i16 {word}, {_X87_CODES}")
 
 
-def _with_codes(emit: Any, value: str, w: int, word: str) -> str:
+def _with_codes(emit: Emitter, value: str, w: int, word: str) -> str:
     """The status word above the value."""
     total = w + 16
     high = emit.op(f"shl i{total} {emit.op(f'zext i16 {_codes(emit, word)} to i{total}')}, {w}")
-    result: str = emit.op(f"or i{total} {high}, {emit.op(f'zext i{w} {value} to i{total}')}")
-    return result
+    return emit.op(f"or i{total} {high}, {emit.op(f'zext i{w} {value} to i{total}')}")
 
 
-def _load(emit: Any, fmt: str, w: int, value: str) -> str:
+def _load(emit: Emitter, op: Any, fmt: str, value: str) -> str:
+    w = op.args[0].w
     if fmt.startswith("x87.i"):
         text = f"fild{_SUFFIXES[fmt]} $1"
     else:
         text = "fbld $1" if fmt == "x87.bcd" else f"fld{_SUFFIXES[fmt]} $1"
     slot = _to_slot(emit, w, value)
     x = emit.op(f'call x86_fp80 asm sideeffect "{text}", "={{st}},*m"(ptr elementtype(i{w}) {slot})')
-    return _cast(emit, "x86_fp80", x, "i80")
+    bits = _cast(emit, "x86_fp80", x, "i80")
+    return bits if op.w == 80 else emit.op(f"zext i80 {bits} to i96")
 
 
-def _store(emit: Any, op: Any, name: str, fmt: str, value: str) -> str:
+def _store(emit: Emitter, op: Any, name: str, fmt: str, value: str) -> str:
     w = op.w - 16
     slot = _slot(emit, f"i{w}")
     if fmt == "x87.bcd":
@@ -195,21 +202,19 @@ def _store(emit: Any, op: Any, name: str, fmt: str, value: str) -> str:
     return _with_codes(emit, emit.op(f"load i{w}, ptr {slot}"), w, word)
 
 
-def _x87_compare(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -> str:
+def _x87_compare(emit: Emitter, op: Any, name: str, fmt: str, args: list[str]) -> str:
     x = _cast(emit, "i80", args[0], "x86_fp80")
     if fmt == "x87":
         y = _cast(emit, "i80", args[1], "x86_fp80")
-        word: str = emit.op(f'call i16 asm sideeffect "f{name} %st(1){_STATUS}", "={{ax}},{{st}},{{st(1)}}"(x86_fp80 {x}, x86_fp80 {y})')
-        return word
+        return emit.op(f'call i16 asm sideeffect "f{name} %st(1){_STATUS}", "={{ax}},{{st}},{{st(1)}}"(x86_fp80 {x}, x86_fp80 {y})')
     w = op.args[1].w
     slot = _to_slot(emit, w, args[1])
-    word = emit.op(
+    return emit.op(
         f'call i16 asm sideeffect "f{name}{_SUFFIXES[fmt]} $2{_STATUS}", "={{ax}},{{st}},*m"(x86_fp80 {x}, ptr elementtype(i{w}) {slot})'
     )
-    return word
 
 
-def _register_result(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -> str:
+def _register_result(emit: Emitter, op: Any, name: str, fmt: str, args: list[str]) -> str:
     """An operation whose result is a register, with its status."""
     pair = "{ x86_fp80, i16 }"
     x = _cast(emit, "i80", args[0], "x86_fp80")
@@ -236,7 +241,7 @@ def _register_result(emit: Any, op: Any, name: str, fmt: str, args: list[str]) -
     return _with_codes(emit, value, 80, emit.op(f"extractvalue {pair} {found}, {2 if len(pair) > 20 else 1}"))
 
 
-def _pushing(emit: Any, name: str, value: str) -> str:
+def _pushing(emit: Emitter, name: str, value: str) -> str:
     """FPTAN and FSINCOS push a second result unless the argument is out of range (C2): LLVM cannot know the depth of the
     stack, so the asm leaves it as it found it."""
     source, target = _to_slot(emit, 80, value), _slot(emit, "i80")
@@ -244,7 +249,6 @@ def _pushing(emit: Any, name: str, value: str) -> str:
     drop = "fstp %st" if name != "sincos_c" else "fstp %st(1)"
     text = f"fldt $2\\0A\\09{'fptan' if name == 'tan' else 'fsincos'}{_STATUS}\\0A\\09{skip}\\0A\\09{drop}\\0A1:\\0A\\09fstpt $0"
     clobbers = ",".join(f"~{{st{f'({k})' if k else ''}}}" for k in range(2))
-    word = emit.op(
-        f'call i16 asm sideeffect "{text}", "=*m,={{ax}},*m,{clobbers},~{{flags}}"(ptr elementtype(i80) {target}, ptr elementtype(i80) {source})'
-    )
+    constraints = f"=*m,={{ax}},*m,{clobbers},~{{flags}}"
+    word = emit.op(f'call i16 asm sideeffect "{text}", "{constraints}"(ptr elementtype(i80) {target}, ptr elementtype(i80) {source})')
     return _with_codes(emit, emit.op(f"load i80, ptr {target}"), 80, word)

@@ -7,6 +7,7 @@ and one set of host features; it is read only if nobody but its owner could have
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import marshal
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import llvmlite
 import platformdirs
 
 import ringfence.isa.x86.bodies  # noqa: F401  (fills INSTRUCTIONS)
@@ -49,8 +51,6 @@ def key_text(key: Key) -> str:
 
 def key_of(text: str) -> Key:
     """The key that `key_text` wrote."""
-    import ast
-
     head, *rest = ast.literal_eval(text)
     name, size, operands, mem, imms, lock, mode = head
     return Key(Form(name, size, operands, MemForm(*mem), imms, lock, mode), *rest)
@@ -86,17 +86,23 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ringfence"))
 
 
-def _sources_digest() -> str:
-    """Changes with any file that decides what stencils look like, and with the host's features."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256(host_features().encode())
-    import llvmlite
+# What stencils are made from, and what the run time is made from besides.
+_STENCIL_SOURCES = ("ir/*.py", "isa/x86/*.py", "translate/lower*.py", "translate/layout.py", "translate/objects.py")
+_RUNTIME_SOURCES = ("translate/native.py", "translate/runtime.py", "translate/stubs.py")
 
-    digest.update(llvmlite.__version__.encode())
-    for folder in ("ir", "isa/x86", "translate"):
-        for path in sorted((root / folder).glob("*.py")):
+
+def sources_digest(*patterns: str) -> str:
+    """Changes with any of these source files, the compiler's version and the host's features."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256(f"{host_features()} {llvmlite.__version__}".encode())
+    for pattern in patterns:
+        for path in sorted(root.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
+
+
+def runtime_digest() -> str:
+    return sources_digest(*_RUNTIME_SOURCES)
 
 
 def private(path: Path) -> bool:
@@ -119,7 +125,7 @@ class StencilStore:
         self.compile_ns = 0
         self._dirty = False
         self.complete = False  # whether the shipped list has been built
-        self.path = cache_folder() / f"stencils-{_sources_digest()}.bin"
+        self.path = cache_folder() / f"stencils-{sources_digest(*_STENCIL_SOURCES)}.bin"
         self._load()
 
     def _load(self) -> None:
