@@ -156,6 +156,9 @@ def round_pack(env: Environment, f: Format, sign: int, m: int, e: int, sticky: b
                 if not env.scaled:  # the caller discards the result
                     return f.zero(sign)
                 e += X87_BIAS_ADJUST
+                if m.bit_length() - 1 + e < f.emin:  # FSCALE can go further than the adjustment (SDM 2A FSCALE)
+                    env.flags |= INEXACT
+                    return f.zero(sign)
             elif env.ftz:
                 env.flags |= UNDERFLOW | INEXACT
                 return f.zero(sign)
@@ -172,7 +175,13 @@ def round_pack(env: Environment, f: Format, sign: int, m: int, e: int, sticky: b
     if q.bit_length() - 1 + e + n > f.emax:
         env.flags |= OVERFLOW
         if not env.masks & OVERFLOW:
-            return encode(f, sign, q, e + n - X87_BIAS_ADJUST) if env.scaled else f.zero(sign)
+            if not env.scaled:
+                return f.zero(sign)
+            if q.bit_length() - 1 + e + n - X87_BIAS_ADJUST <= f.emax:
+                return encode(f, sign, q, e + n - X87_BIAS_ADJUST)
+            env.flags |= INEXACT
+            env.up = True
+            return f.signed_infinity(sign)
         env.flags |= INEXACT
         env.up = env.rounding == NEAREST or (env.rounding != TRUNCATE and sign == (env.rounding == DOWN))
         if env.up:

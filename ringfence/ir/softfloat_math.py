@@ -151,6 +151,8 @@ def transcendental(env: Environment, name: str, bits: list[int], numbers: list[N
         _denormals(env, x)
         if x.kind == ZERO:
             return (_ONE if name in ("cos", "sincos_c") else bits[0]), 0
+        if name == "sincos_c":  # the instruction raises what its sine raises
+            _trigonometric(env, "sin", x)
         return _trigonometric(env, name, x), None
     if name == "2xm1":
         return _power(env, x, bits[0]), None
@@ -167,14 +169,14 @@ def _denormals(env: Environment, *numbers: Number) -> None:
 def _power(env: Environment, x: Number, bits: int) -> int:
     """2**x - 1; outside of [-1, 1] the manual leaves the result open: the argument comes back."""
     if x.kind == INFINITE:
-        return F80.signed_infinity(1) ^ 0xC000 << 64 if x.sign else bits
+        return 1 << 79 | _ONE if x.sign else bits
     _denormals(env, x)
     if x.kind == ZERO:
         return bits
     if _top(x) >= 1:
+        env.flags |= INEXACT
         if x.m & x.m - 1 == 0 and _top(x) == 1:
             return 1 << 79 | _HALF if x.sign else _ONE
-        env.flags |= INEXACT
         return bits
     if _top(x) < _TINY:
         return _tiny(env, x, _ln2(_GUARD))

@@ -92,9 +92,10 @@ def _sse(emit: Emitter, op: Any, name: str, fmt: str, kind: str, values: list[st
 def _compare(emit: Emitter, mnemonic: str, kind: str, values: list[str]) -> str:
     """CF, PF and ZF from bit 0."""
     triple = "{ i8, i8, i8 }"
-    found = emit.op(
-        f'call {triple} asm sideeffect "{mnemonic} $4, $3", "={{@ccc}},={{@ccp}},={{@ccz}},x,x"({kind} {values[0]}, {kind} {values[1]})'
-    )
+    # Not flag outputs: LLVM may put arithmetic between the comparison and the reading of a second flag.
+    text = "\\0A\\09".join((f"{mnemonic} $4, $3", "setb $0", "setp $1", "sete $2"))
+    constraints = "=q,=q,=q,x,x,~{flags}"
+    found = emit.op(f'call {triple} asm sideeffect "{text}", "{constraints}"({kind} {values[0]}, {kind} {values[1]})')
     bits = [emit.op(f"trunc i8 {emit.op(f'extractvalue {triple} {found}, {k}')} to i1") for k in range(3)]
     wide = [emit.op(f"zext i1 {b} to i3") for b in bits]
     placed = [wide[0], emit.op(f"shl i3 {wide[1]}, 1"), emit.op(f"shl i3 {wide[2]}, 2")]

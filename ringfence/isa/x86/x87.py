@@ -169,7 +169,7 @@ def fld(i: Context) -> None:
     free = ~used(i, physical(i, -1))
     if in_memory(i):
         raw = i[0].get()
-        load = (lambda: raw) if raw.w == 80 else (lambda: i.fp("load", f"x87.f{raw.w}", 80, raw))
+        load = (lambda: raw) if raw.w == 80 else (lambda: i.fp("load", f"x87.f{raw.w}", 96, raw))
         value, codes = checked(i, free, load, 80, codes=C1)
     else:
         source = physical(i, i.imm(0))
