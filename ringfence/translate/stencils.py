@@ -80,6 +80,11 @@ def compile_native(form: Form) -> bytes:
     return compile_object(module([text], lowering.declarations, lowering.holes, stencil=False))
 
 
+def host_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def cache_folder() -> Path:
     """Where compiled code is kept: RINGFENCE_CACHE, or the user's cache folder."""
     chosen = os.environ.get("RINGFENCE_CACHE")
@@ -146,9 +151,16 @@ class StencilStore:
             return
         self.codes = {k: Code(code, tuple(Hole(*h) for h in holes)) for k, (code, holes) in codes.items()}
 
-    def save(self) -> None:
+    def add(self, compiled: Iterable[tuple[str, Code]]) -> None:
+        """Takes over stencils compiled elsewhere, by the text of their keys."""
+        for text, code in compiled:
+            self.codes[text] = code
+            self.compiled_forms += 1
+            self._dirty = True
+
+    def save(self, force: bool = False) -> None:
         """Writes the cache file if anything was compiled; a folder that cannot be written is not an error."""
-        if not self._dirty:
+        if not self._dirty and not force:
             return
         plain = {k: (c.code, tuple(tuple(h) for h in c.holes)) for k, c in self.codes.items()}
         data = marshal.dumps((plain, self.natives, self.complete))
