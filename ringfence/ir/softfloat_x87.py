@@ -1,16 +1,15 @@
 """The x87's operations on Python ints (SDM 1 chapter 8): formats "x87", "x87.f32", "x87.f64", "x87.i16" … "x87.bcd".
 
-Register values are 80 bits wide.  Other results carry the status word's condition codes (C0-C3 in its places, bits 8, 9, 10 and
-14; B too) in 16 bits above the value: 96 bits for a register, 48 for a stored f32 and so on; loads of
-integers have no status.
+Register values are 80 bits wide.  Other results carry the status word's condition codes (C0-C3 in their places, bits 8, 9, 10
+and 14; B too) in 16 bits above the value: 96 bits for a register, 48 for a stored f32 and so on; integers load without.
 
 * add sub subr mul div divr, com ucom comi ucomi: (st, other); the format is that of `other`.  The r forms take other first.
   The i forms yield their codes even when an exception is unmasked: B tells.
 * load, store, storet (truncating); sqrt rndint xtract_s xtract_e sin cos tan sincos_s sincos_c 2xm1: (st).
 * scale prem prem1 patan yl2x yl2xp1: (st0, st1).
 * flags: the sticky flags that are not in the state; clear; control: takes a new control word; pending: an unmasked
-  exception waits (#MF); stack: a stack fault with these condition codes (value, mask), which
-  raises when it is unmasked; stack_quiet does not, but yields 1.
+  exception waits (#MF); stack: a stack fault with these condition codes (value, mask), which raises when it is unmasked;
+  stack_quiet does not, but yields 1.
 """
 
 from __future__ import annotations

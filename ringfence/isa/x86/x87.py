@@ -180,6 +180,11 @@ def fld(i: Context) -> None:
 
 
 # ---- stores
+def _writable(i: Context, address: Value) -> None:
+    """Page faults of an 80-bit store."""
+    i.load(address, 80, write=True)
+
+
 def _store(mnemonic: str, op: str, kind: str, pops: int) -> None:
     @insn(mnemonic)
     def body(i: Context) -> None:
@@ -199,7 +204,8 @@ def _store(mnemonic: str, op: str, kind: str, pops: int) -> None:
             return
         w = i[0].w
         if w == 80 and kind == "f":
-            value, codes = checked(i, ok, lambda: read(i, first), 80)
+            address = i[0].address()
+            value, codes = checked(i, ok, lambda: read(i, first), 80, before=lambda: _writable(i, address))
         else:
             # The window first: a page fault must not leave flags of the conversion behind.
             i[0].get(rmw=True)

@@ -70,12 +70,13 @@ def checked(
     repair: Callable[[], None] | None = None,
     keep_codes: bool = False,
     quiet: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> tuple[Value, Value]:
     """(value, condition codes): of `compute`, a status word above w bits, where `ok`; otherwise the response to a stack fault.
 
     `codes` of those in `which` are set then (C1: overflow).  `repair` does what else a masked stack fault does;
     `keep_codes`: the codes change by a stack fault only; `quiet`: B in the result tells of an unmasked stack fault, which
-    otherwise ends the instruction.
+    otherwise ends the instruction; `before`: what can fault ahead of the stack fault.
     """
 
     def good() -> tuple[Value, Value]:
@@ -83,6 +84,8 @@ def checked(
         return (r.trunc(w) if w else i.const(0, 1)), (r.bits(w + 8, 8) if r.w > w else i.const(0, 8))
 
     def bad() -> tuple[Value, Value]:
+        if before:
+            before()
         i.put("fsw", i.get("fsw", 8) | INVALID_STACK_FAULT)
         found = i.const(codes, 8)
         if quiet:
