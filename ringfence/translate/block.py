@@ -39,7 +39,7 @@ STORE_LENGTH = {1: 2, 2: 3, 4: 2, 8: 3, 16: 3, 10: 11}
 NATIVE_OPERATIONS = 260  # bodies longer than this become native functions
 # Bodies that always become native functions: they change how code or memory is reached, or are long and rare.
 _NATIVE_MODULES = ("ringfence.isa.x86.system", "ringfence.isa.x86.delivery", "ringfence.isa.x86.fpu_state")
-_STENCIL_ANYWAY = frozenset(("ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "in", "out", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
+_STENCIL_ANYWAY = frozenset(("ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
 _FP_FEATURES = frozenset(
     v for k, v in vars(iced.CpuidFeature).items() if isinstance(v, int) and (k.startswith(("SSE", "SSSE", "FPU", "MMX", "FXSR", "CMOV_FPU")) or k == "FPU")
 )

@@ -1,6 +1,6 @@
 """A differential campaign: instances of shapes, states for them, the host's verdict, and what disagrees with it.
 
-    python -m tests.differential.campaign --states 200 --seed 7 [--only shl,adc] [--keep]
+    python -m tests.differential.campaign --states 200 --seed 7 [--engine] [--only shl,adc] [--keep]
 
 runs one over every form; `--keep` appends what it finds to regressions.txt, whose cases the test suite runs for ever.
 """
@@ -13,15 +13,17 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import compare, forms, runner, states
+from .engine_cpu import EngineCpu
 from .forms import Instance, Shape
 from .host_cpu import HostCpu
-from .records import CASE, RECORDS, SLOTS, at
+from .records import CASE, FOREIGN, RECORDS, SLOTS, at
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 _IN_BYTES = at("out_gpr")
@@ -44,6 +46,10 @@ class Failure(NamedTuple):
         return f"{self.instance.name.replace(' ', '_')} {slot} {self.instance.raw.hex()} {packed}"
 
 
+Judge = Callable[[list[Instance], Any, bytes], Iterator[tuple[int, list[str]]]]
+"""(instances in slot order, host's cases, window image) -> (index of the case, problems); an index may be missing."""
+
+
 class Report:
     """What a campaign did."""
 
@@ -63,10 +69,6 @@ class Report:
         return "\n".join([head, *map(str, list(shown.values())[:most])])
 
 
-Judge = Callable[[list[Instance], Any, bytes], Iterator[tuple[int, list[str]]]]
-"""(instances in slot order, host's cases, window image) -> (index of the case, problems); an index may be missing."""
-
-
 def interpreter_judge(instances: list[Instance], cases: Any, base: bytes) -> Iterator[tuple[int, list[str]]]:
     """Every case through the reference interpreter."""
     per = len(cases) // len(instances)
@@ -81,6 +83,24 @@ def interpreter_judge(instances: list[Instance], cases: Any, base: bytes) -> Ite
             decided[j] = False
             yield j, [f"{type(error).__name__}: {error}"]
     yield from compared(instances, got, cases, decided)
+
+
+def engine_judge(engine: EngineCpu) -> Judge:
+    """Every case as a program of a guest in the emulating engine."""
+
+    def judge(instances: list[Instance], cases: Any, base: bytes) -> Iterator[tuple[int, list[str]]]:
+        engine.set_base(base)
+        engine.load_code([i.raw for i in instances])
+        got = cases.copy()
+        got["trap"] = -2
+        engine.run(got)
+        runner.normalise_host(got, {i.entry: i for i in instances})
+        low, high = (np.uint64(a) for a in FOREIGN)
+        foreign = (got["trap"] == 14) & (got["cr2"] >= low) & (got["cr2"] < high)
+        foreign |= (cases["trap"] == 14) & (cases["cr2"] >= low) & (cases["cr2"] < high)
+        yield from compared(instances, got, cases, ~foreign)
+
+    return judge
 
 
 def compared(instances: list[Instance], got: Any, wanted: Any, decided: Any) -> Iterator[tuple[int, list[str]]]:
@@ -103,8 +123,9 @@ def draw(shapes: list[Shape], rng: random.Random) -> list[Instance]:
     return found
 
 
-def run(host: HostCpu, shapes: list[Shape], per_shape: int, seed: int, judge: Judge = interpreter_judge) -> Report:
-    """`per_shape` states for each shape, in batches of the host's size."""
+def run(host: HostCpu, shapes: list[Shape], per_shape: int, seed: int, judge: Judge = interpreter_judge, unmasked: float = 0.1) -> Report:
+    """`per_shape` states for each shape, in batches of the host's size; `unmasked`: the share of states in which
+    floating-point exceptions trap."""
     report = Report()
     report.shapes = len(shapes)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
@@ -117,7 +138,7 @@ def run(host: HostCpu, shapes: list[Shape], per_shape: int, seed: int, judge: Ju
         cases = np.zeros(per_shape * len(instances), CASE)
         host.load_code([i.raw for i in instances])
         for k, instance in enumerate(instances):
-            states.fill(instance, cases[k * per_shape : (k + 1) * per_shape], numbers, host.base)
+            states.fill(instance, cases[k * per_shape : (k + 1) * per_shape], numbers, host.base, unmasked)
         _judge(host, instances, cases, base, judge, report)
     return report
 
@@ -160,14 +181,17 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", default="", help="body names, separated by commas")
+    parser.add_argument("--engine", action="store_true", help="compare the emulating engine, not the interpreter")
     parser.add_argument("--keep", action="store_true", help="append one failing case a body to regressions.txt")
     options = parser.parse_args()
     shapes = list(forms.shapes())
     if options.only:
         rng, wanted = random.Random(0), set(options.only.split(","))
         shapes = [s for s in shapes if any(i.name in wanted for i in draw([s], rng))]
-    with HostCpu() as host:
-        report = run(host, shapes, options.states, options.seed)
+    with ExitStack() as stack:
+        host = stack.enter_context(HostCpu())
+        judge = engine_judge(stack.enter_context(EngineCpu())) if options.engine else interpreter_judge
+        report = run(host, shapes, options.states, options.seed, judge, 0.005 if options.engine else 0.1)
     print(f"seed {options.seed}, {len(shapes)} shapes, {report.undecided} undecided, traps {dict(report.traps)}")
     print(report.summary(most=1000))
     if options.keep:

@@ -32,6 +32,7 @@ _APPROXIMATE_ERROR = 3 * 2.0**-12
 # SDM 1 8.3.10: transcendental results are within one unit in the last place; C1 says how they were rounded.
 _TRANSCENDENTAL = ("fsin", "fcos", "fsincos", "fptan", "fpatan", "f2xm1", "fyl2x", "fyl2xp1")
 _C1 = 0x200
+_LOADS_MXCSR = ("ldmxcsr", "fxrstor", "fxrstor64")
 _MXCSR_MASK = 0xFFFF  # the CPU model's; AMD's processors have MM (bit 17) as well
 
 
@@ -71,6 +72,8 @@ def undefined_result(instance: Instance, got: Any, wanted: Any) -> str:
         return "SDM 2 SHLD: undefined for counts above the operand size"
     if wanted["trap"] == 13 and got["trap"] == -1 and name in ("jmp", "call", "ret") and (int(got["rip"]) + (1 << 47)) >> 48:
         return "a non-canonical branch target is found where it is fetched, not at the branch"
+    if name in _LOADS_MXCSR and got["trap"] == 13 and int(wanted["out_fx"]["mxcsr"]) >> 17 & 1:
+        return "AMD's MXCSR.MM is reserved in the CPU model"
     if name in ("f2xm1", "fyl2xp1") and _outside_domain(name, wanted):
         return "SDM 2 F2XM1, FYL2XP1: undefined outside of their domain"
     return ""

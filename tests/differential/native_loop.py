@@ -34,7 +34,8 @@ def record_variable() -> int:
     return _VARIABLES.index("record")
 
 
-def source() -> str:
+def source(end: str = "ret") -> str:
+    """The loop as assembly; `end` is the instruction that leaves it (a return to C, or INT n of a guest)."""
     v = {name: f"qword ptr ds:[{variable(name):#x}]" for name in _VARIABLES}
     control = variable("control")
     saved = ("rbx", "rbp", "r12", "r13", "r14", "r15")
@@ -121,6 +122,8 @@ leave_insn:
     mov rbx, {v["record"]}
     {store}
     fxsave64 [rbx + {at("out_fx")}]
+    fninit
+    ldmxcsr dword ptr ds:[{control:#x}]
     {copied}
     pop rax
     mov [rbx + {at("out_rflags")}], rax
@@ -149,7 +152,7 @@ done:
     fldcw word ptr ds:[{control + 4:#x}]
     ldmxcsr dword ptr ds:[{control:#x}]
     {"; ".join(f"pop {r}" for r in reversed(saved))}
-    ret
+    {end}
 handler:
     cmp {v["active"]}, 0
     je fatal

@@ -48,12 +48,13 @@ _SHIFTS = frozenset(["shl", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "s
 class States:
     """The records of one instance while they are being filled."""
 
-    def __init__(self, instance: Instance, cases: Any, rng: np.random.Generator, base: Any) -> None:
+    def __init__(self, instance: Instance, cases: Any, rng: np.random.Generator, base: Any, unmasked: float) -> None:
         self.instance = instance
         self.cases = cases
         self.n = len(cases)
         self.rng = rng
         self.base = base
+        self.unmasked = unmasked
         self.gpr = cases["gpr"]
         self.name = instance.name.removeprefix("lock ")
         self.memory_bits = iced.MemorySizeExt.size(instance.insn.memory_size) * 8
@@ -111,19 +112,19 @@ class States:
         value |= np.where(self.chance(0.3), rng.integers(0, 64, n), 0).astype(np.uint32)
         value |= np.where(self.chance(0.15), rng.integers(0, 2, n) << 6, 0).astype(np.uint32)  # DAZ
         value |= np.where(self.chance(0.15), rng.integers(0, 2, n) << 15, 0).astype(np.uint32)  # FTZ
-        value &= ~np.where(self.chance(0.1), rng.integers(0, 64, n) << 7, 0).astype(np.uint32)  # unmasked exceptions
+        value &= ~np.where(self.chance(self.unmasked), rng.integers(0, 64, n) << 7, 0).astype(np.uint32)  # unmasked exceptions
         fx["mxcsr"] = value
 
     def _x87(self) -> None:
         rng, n, fx = self.rng, self.n, self.cases["fx"]
         control = np.full(n, 0x37F)
         control = np.where(self.chance(0.5), 0x7F | rng.integers(0, 16, n) << 8, control)
-        masks = np.where(self.chance(0.9), 0x3F, rng.integers(0, 64, n))
+        masks = np.where(self.chance(self.unmasked), rng.integers(0, 64, n), 0x3F)
         control = (control & ~0x3F) | masks
         fx["fcw"] = control
         fx["ftw"] = np.where(self.chance(0.85), 0xFF, rng.integers(0, 256, n))
         status = np.where(self.chance(0.3), rng.integers(0, 128, n), 0)
-        status = np.where(self.chance(0.95), status & (masks | 0x40), status)  # mostly no exception pending
+        status = np.where(self.chance(0.5 * self.unmasked), status, status & (masks | 0x40))  # mostly no exception pending
         status |= rng.integers(0, 16, n) << 8 & 0x4700
         status |= np.where(status & ~masks & 0x3F, 0x8080, 0)
         fx["fsw"] = status | rng.integers(0, 8, n) << 11
@@ -373,9 +374,9 @@ def insn_segment(insn: iced.Instruction) -> str:
     return _NAMES[insn.segment_prefix] if insn.segment_prefix else ""
 
 
-def fill(instance: Instance, cases: Any, rng: np.random.Generator, base: Any) -> None:
-    """Random states for `instance` into case records."""
-    States(instance, cases, rng, base).fill()
+def fill(instance: Instance, cases: Any, rng: np.random.Generator, base: Any, unmasked: float = 0.1) -> None:
+    """Random states for `instance` into case records; `unmasked`: how often floating-point exceptions trap."""
+    States(instance, cases, rng, base, unmasked).fill()
 
 
 __all__ = ["CASE", "NUMBERS", "States", "fill"]

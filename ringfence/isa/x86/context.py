@@ -143,8 +143,8 @@ class Memory(Operand):
         self._address: Value | None = None
         self._window: Value | None = None
 
-    def effective(self) -> Value:
-        """The offset within the segment, as LEA computes it."""
+    def effective(self, beyond: Value | None = None) -> Value:
+        """The offset within the segment, as LEA computes it, or `beyond` bytes further."""
         f, t = self.form, self.i.trace
         parts: list[Value] = []
         if f.base:
@@ -155,6 +155,8 @@ class Memory(Operand):
             parts.append(self.i.get("vpage"))
         if f.disp or not parts:
             parts.append(t.emit("imm", 64, [], slot="disp"))
+        if beyond is not None:
+            parts.append(beyond)
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -162,9 +164,15 @@ class Memory(Operand):
 
     def address(self) -> Value:
         if self._address is None:
-            ea = self.effective()
-            self._address = ea + self.i.get(f"{self.form.segment}_base") if self.form.segment else ea
+            self._address = self._linear(self.effective())
         return self._address
+
+    def address_beyond(self, offset: Value) -> Value:
+        """The linear address `offset` bytes further on; the sum wraps as the address size has it."""
+        return self._linear(self.effective(offset))
+
+    def _linear(self, effective: Value) -> Value:
+        return effective + self.i.get(f"{self.form.segment}_base") if self.form.segment else effective
 
     def get(self, rmw: bool = False) -> Value:
         value = self.i.load(self.address(), self.w, write=rmw, aligned=self.aligned)

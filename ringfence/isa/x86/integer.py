@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import DE, GP, Context, insn
+from ringfence.isa.x86.context import DE, GP, Context, Memory, insn
 from ringfence.isa.x86.flags import CONDITIONS
 
 
@@ -467,8 +467,8 @@ def _bit(i: Context, kind: str | None, change: Callable[[Value, Value], Value] |
     m = i.const(1, w) << (n & (w - 1))
     if i[0].kind == "m":
         address = i[0].address()
-        if i[1].kind == "r":  # a bit string: the offset reaches beyond the operand, SDM 1 3.1.1.9
-            address = address + (n.sext(64).sar(shift + 3) << shift)
+        if isinstance(i[0], Memory) and i[1].kind == "r":  # a bit string: the offset reaches beyond the operand, SDM 1 3.1.1.9
+            address = i[0].address_beyond(n.sext(64).sar(shift + 3) << shift)
         if i.lock and kind is not None and change is not None:
             v = i.atomic(kind, address, w, ~m if kind == "and" else m)
         else:
