@@ -59,18 +59,19 @@ class Interpreter:
         self.outcome: Outcome = ("next",)
 
     def run(self, ops: list[Op]) -> Outcome:
-        """Executes and commits; a GuestFault leaves the state as it was."""
+        """Executes and commits; a GuestFault leaves the state as it was, but for the sticky flags of an unmasked #XM."""
+        vector = None
         try:
             self._sequence(ops)
-        except softfloat.FloatTrap as trap:
-            if trap.vector is not None:
-                raise GuestFault(trap.vector) from None
-            self.commits = trap.commits
+        except softfloat.FloatTrap as trap:  # its flags stay
+            vector, self.commits = trap.vector, trap.commits
         for field, low, w, value in self.commits:
             if isinstance(field, tuple):
                 self.state[field[0]][field[1]] = value
             else:
                 self.state[field] = self.state[field] & ~(mask(w) << low) | value << low
+        if vector is not None:
+            raise GuestFault(vector)
         return self.outcome
 
     def _value(self, v: Value) -> int:

@@ -73,10 +73,10 @@ def operate(interpreter: Any, op: Any, operands: list[int]) -> int:
     result = _compute(env, name, fmt, op, operands)
     if raised := env.flags & ~masks:
         if raised & BEFORE_RESULT:
-            env.flags &= BEFORE_RESULT
-        interpreter.state["mxcsr"] |= env.flags
-        raise FloatTrap(SIMD_VECTOR if interpreter.state["cr4"] & _CR4_OSXMMEXCPT else UNDEFINED_VECTOR)
+            env.flags &= BEFORE_RESULT | env.kept
     interpreter.commits += [("mxcsr", n, 1, 1) for n in range(6) if env.flags >> n & 1]
+    if raised:
+        raise FloatTrap(SIMD_VECTOR if interpreter.state["cr4"] & _CR4_OSXMMEXCPT else UNDEFINED_VECTOR, interpreter.commits)
     return result
 
 
@@ -181,6 +181,7 @@ def round_integral(env: Environment, f: Format, x: int, immediate: int) -> int:
 def _dot_product(env: Environment, f: Format, x: list[int], y: list[int], immediate: int) -> list[int]:
     products = [arithmetic(env, f, "mul", p, q) if immediate >> 4 + k & 1 else 0 for k, (p, q) in enumerate(zip(x, y, strict=True))]
     while len(products) > 1 and not env.flags & ~env.masks:  # an unmasked exception ends it between the steps
+        env.kept = env.flags
         products = [arithmetic(env, f, "add", products[k], products[k + 1]) for k in range(0, len(products), 2)]
     return [products[0] if immediate >> k & 1 else 0 for k in range(len(x))]
 

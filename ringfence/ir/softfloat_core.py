@@ -64,7 +64,7 @@ class Number(NamedTuple):
 class Environment:
     """Rounding mode, masks and options of one operation, and what it raised."""
 
-    __slots__ = ("rounding", "masks", "daz", "ftz", "precision", "scaled", "flags", "up")
+    __slots__ = ("rounding", "masks", "daz", "ftz", "precision", "scaled", "flags", "kept", "up")
 
     def __init__(
         self, rounding: int, masks: int, daz: bool = False, ftz: bool = False, precision: int | None = None, scaled: bool = False
@@ -76,6 +76,7 @@ class Environment:
         self.precision = precision  # x87 precision control: bits of significand, in place of the format's
         self.scaled = scaled  # x87 register results: unmasked overflow and underflow deliver a scaled value
         self.flags = 0
+        self.kept = 0  # flags of completed steps: an unmasked exception of a later one does not take them back
         self.up = False  # the last rounding went away from zero (C1 of the x87)
 
 

@@ -79,8 +79,8 @@ _CODES_LEFT = {"com": C0 | C1 | C2 | C3, "ucom": C0 | C1 | C2 | C3} | dict.fromk
 
 
 class FloatTrap(Exception):
-    """An unmasked exception.  `vector` is the fault to deliver at once; None: the x87 instruction ends without any effect
-    but `commits`, and the next waiting instruction faults."""
+    """An unmasked exception: the instruction ends without any effect but `commits`.  `vector` is the fault to deliver at once;
+    None: it ends as usual, and the next waiting instruction faults."""
 
     def __init__(self, vector: int | None, commits: list[Any] | None = None) -> None:
         super().__init__(vector)

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from ringfence.ir.value import Value
 from ringfence.isa.x86.context import GP, Context, Memory, Operand, Vector, insn
+from ringfence.isa.x86.sse_move import sse_check, vector_check
 from ringfence.isa.x86.state import REQUEST_MODE
 
 _WIDTH = {"ss": 32, "sd": 64, "ps": 128, "pd": 128}
 MXCSR_MASK = 0xFFFF  # what FXSAVE announces: every bit up to 15 can be set
 ALL_MASKED = 0x1F80
-
-
-def sse_check(i: Context) -> None:
-    """#UD or #NM by CR0.EM, CR4.OSFXSR and CR0.TS: part of the translation mode, so nothing is computed here."""
 
 
 def low(operand: Operand, w: int) -> Value:
@@ -100,6 +97,28 @@ _convert("cvtdq2ps", "cvt", "dq2ps", 128, 128)
 _convert("cvtdq2pd", "cvt", "dq2pd", 64, 128)
 _convert("cvtps2pd", "cvt", "ps2pd", 64, 128)
 _convert("cvtpd2ps", "cvt", "pd2ps", 128, 128)
+
+
+# ---- conversions from and to MMX registers: the XMM form on 64 bits, its upper half zero and so without exceptions
+def _from_mmx(mnemonic: str, fmt: str, source: int, result: int) -> None:
+    @insn(mnemonic)
+    def body(i: Context) -> None:
+        vector_check(i)
+        i[0].set(i.fp("cvt", fmt, 128, i[1].get().zext(source)).trunc(result))
+
+
+def _to_mmx(mnemonic: str, op: str, fmt: str, source: int) -> None:
+    @insn(mnemonic)
+    def body(i: Context) -> None:
+        vector_check(i)
+        i[0].set(i.fp(op, fmt, 128, low(i[1], source).zext(128)).trunc(64))
+
+
+_from_mmx("cvtpi2ps", "dq2ps", 128, 64)
+_from_mmx("cvtpi2pd", "dq2pd", 64, 128)
+for _prefix in ("cvt", "cvtt"):
+    _to_mmx(_prefix + "ps2pi", _prefix, "ps2dq", 64)
+    _to_mmx(_prefix + "pd2pi", _prefix, "pd2dq", 128)
 
 
 def mxcsr(i: Context) -> Value:
