@@ -329,7 +329,7 @@ class States:
             # Where no patch fits, TF may come from the window itself.
             outside = gpr[:, RSP] - U64(WINDOW_ADDR) > U64(WINDOW_BYTES - 16)
             gpr[:, RSP] = np.where(
-                outside & (gpr[:, RSP] - U64(WINDOW_ADDR - 8) < U64(WINDOW_BYTES + 2 * PAGE)), U64(WINDOW_ADDR - 64), gpr[:, RSP]
+                outside & (gpr[:, RSP] - U64(WINDOW_ADDR - 8) < U64(WINDOW_BYTES + 3 * PAGE)), U64(WINDOW_ADDR - 64), gpr[:, RSP]
             )
         elif name == "pop" and code.startswith("POP_RM"):
             gpr[:, RSP] = np.where(self.chance(0.8), U64(WINDOW_ADDR) + self.uniform(0, WINDOW_BYTES - 16), gpr[:, RSP])

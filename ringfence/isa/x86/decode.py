@@ -247,7 +247,7 @@ def _memory_form(insn: iced.Instruction, binds: dict[Any, tuple[Any, int]], imms
         base == Register.EIP
         or (base in _WIDTHS and _WIDTHS[base][2] == 32)
         or (index in _WIDTHS and _WIDTHS[index][2] == 32)
-        or (not base and not index and insn.memory_displ_size == 4 and insn.memory_displacement >> 32 == 0 and False)
+        or (not base and not index and insn.memory_displ_size == 4)  # 67h before a bare displacement
     )
     if base in _WIDTHS:
         binds["base"] = (_WIDTHS[base][1], 0)
