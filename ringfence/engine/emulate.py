@@ -371,4 +371,7 @@ class EmulateEngine:
         }
 
     def close(self) -> None:
+        if self._store.recipes_changed:
+            self._translator.save_recipes()
+            self._store.save_recipes()
         self._store.save()

@@ -13,88 +13,35 @@ block is left.  Instructions that can fault count as readers of the flags, so wh
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import iced_x86 as iced
 
-from ringfence.ir.ops import FALLIBLE
-from ringfence.ir.value import walk
-from ringfence.isa.x86.context import INSTRUCTIONS, Context, Form, trace_form
-from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, UNDEFINED, Decoded, decode, decoder, describe
+from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, UNDEFINED, decode, decoder, describe
+from ringfence.isa.x86.context import Form
 from ringfence.isa.x86.flags import SETTLED
-from ringfence.translate import layout
 from ringfence.translate.code_memory import COLD_START, FIXED_START, CodeMemory
-from ringfence.translate.layout import BLOCK_BYTES, FIELDS, HASH_ENTRIES, MAX_BLOCKS, TLB_TABLE_BYTES
-from ringfence.translate.lower import PINNED, RECORD, RECORD_BYTES, RECORD_IMM, RECORD_NEXT
-from ringfence.translate.objects import RELATIVE, patch, place
+from ringfence.translate.layout import BLOCK_BYTES, HASH_ENTRIES, MAX_BLOCKS
+from ringfence.translate.lower import RECORD, RECORD_BYTES, RECORD_IMM, RECORD_NEXT
+from ringfence.translate.objects import patch, place
+from ringfence.translate.recipes import Recipe, Template, field_offset, find_template, make_recipe, piece, place_constants, recipe_of_record
 from ringfence.translate.runtime import BLOCK_CROSSING, KIND_UNCHANGED, MODE_FP_SLOW, MODE_TABLE
-from ringfence.translate.stencils import Key, StencilStore
+from ringfence.translate.stencils import StencilStore
 
 MAX_INSTRUCTIONS = 48
 HEAD = b"\x41\x83\x6c\x24\xfc"  # sub dword [r12-4], imm8
-TEST_KICK = b"\x41\x83\x7c\x24\xf8\x00"  # cmp dword [r12-8], 0
-STORE_KIND = b"\x41\xc6\x44\x24\xe0"  # mov byte [r12-32], imm8
+TEST_KICK = b"\x41\x83\x7c\x24\xf8\x00\x0f\x85"  # cmp dword [r12-8], 0; jne
+STORE_KIND = tuple(b"\x41\xc6\x44\x24\xe0" + bytes((k,)) for k in range(9))  # mov byte [r12-32], imm8
 ADD_TLB_BYTES = 8  # length of add TLB_A(%r12,%r10),%rax
 STORE_LENGTH = {1: 2, 2: 3, 4: 2, 8: 3, 16: 3, 10: 11}
-NATIVE_OPERATIONS = 260  # bodies longer than this become native functions
-# Bodies that always become native functions: they change how code or memory is reached, or are long and rare.
-_NATIVE_MODULES = ("ringfence.isa.x86.system", "ringfence.isa.x86.delivery", "ringfence.isa.x86.fpu_state")
-_STENCIL_ANYWAY = frozenset(("ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
 _FP_FEATURES = frozenset(
-    v for k, v in vars(iced.CpuidFeature).items() if isinstance(v, int) and (k.startswith(("SSE", "SSSE", "FPU", "MMX", "FXSR", "CMOV_FPU")) or k == "FPU")
+    v for k, v in vars(iced.CpuidFeature).items() if isinstance(v, int) and k.startswith(("SSE", "SSSE", "FPU", "MMX", "FXSR"))
 )
-
-
-class Template(NamedTuple):
-    """A stencil with everything patched that depends on the form and the TLB table only."""
-
-    code: bytes
-    holes: tuple[tuple[int, int, str, int, int], ...]  # offset, type, category, argument, addend
-    kind_out: int | None  # kind of the flags it sets, None if none
-    taken_at: int | None  # offset of the TAKEN displacement
-
-
-class Recipe:
-    """What the translator knows about one encoding (instruction bytes without displacement and immediates)."""
-
-    def __init__(self, decoded: Decoded, form_immediates: bool) -> None:
-        self.decoded = decoded
-        self.form = decoded.form
-        self.form_immediates = form_immediates
-        self.binds = decoded.binds
-        context = trace_form(self.form)
-        self.reads_flags = context.f.reads
-        self.partial = context.f.partial
-        self.writes_flags = context.f.kind_out is not None
-        operations = list(walk(context.trace.ops))
-        self.can_fault = any(op.op in FALLIBLE for op in operations)
-        end = next((op for op in context.trace.ops if op.op in ("jump", "taken", "exit")), None)
-        self.end = end.op if end is not None else ""
-        self.native = _wants_native(self.form, context, len(operations))
-        self.bulk = _bulk_size(self.form)
-        self.templates: dict[tuple[int, bool, bool, int], Template] = {}
-        self.native_offset: int | None = None
-        self.preserves_carry_only = self.form.name in ("inc", "dec")
-        self.pins = tuple(
-            sorted(((slot, field) for slot, (field, low) in self.binds.items() if field in PINNED), key=repr)
-        )
-        self.sets_shadow = self.form.name == "sti"
-
-
-def _wants_native(form: Form, context: Context, count: int) -> bool:
-    body = INSTRUCTIONS[form.name].body
-    if form.name in _STENCIL_ANYWAY:
-        return False
-    if any(op.op in ("pload", "pstore") or op.at.get("system") for op in walk(context.trace.ops)):
-        return True
-    return body.__module__ in _NATIVE_MODULES or count > NATIVE_OPERATIONS
-
-
-def _bulk_size(form: Form) -> int:
-    """Element size in bytes when the bulk path applies."""
-    if form.name in ("rep movs", "rep stos") and not form.mem.segment and not form.mem.address32:
-        return form.size // 8
-    return 0
+_I32 = struct.Struct("<i")
+_U32 = struct.Struct("<I")
+_SLOW = struct.Struct("<iHBBHBB")
+_POINT = struct.Struct("<HHHBB")
+_LINK = struct.Struct("<HHi")
 
 
 class Translator:
@@ -109,14 +56,15 @@ class Translator:
         self.blocks_translated = 0
         self.instructions_translated = 0
         self.flushes = 0
-        self._natives: dict[Form, int] = {}
         self.fresh_pages: list[int] = []  # pages that got their first code: the engine protects them against stores
-        self._settle = Recipe(_piece("(settle)"), False)
-        self._leap = Recipe(Decoded(Form("(leap)", 64, (("i", 64, 0),)), 0, {}, {0: 0, "next": 0}, None, ""), False)
+        self._natives: dict[Form, int] = {}
+        self.settle = piece("(settle)")
+        self.leap = piece("(leap)", (("i", 64, 0),))
+        self._defer = piece("(defer)")
 
     # ---- recipes
-    def recipe(self, raw: bytes, insn: iced.Instruction, offsets: Any) -> Recipe:
-        """The recipe of an instruction with these bytes."""
+    def _recipe(self, raw: bytes, insn: iced.Instruction, offsets: Any) -> Recipe:
+        """The recipe of an instruction with these bytes, from the cache or made now."""
         cut = len(raw)
         if offsets.has_displacement:
             cut = offsets.displacement_offset
@@ -126,61 +74,27 @@ class Translator:
         found = self.recipes.get(prefix)
         if found is not None and not found.form_immediates:
             return found
-        if offsets.has_immediate:
-            long = prefix + b"\0" + raw[offsets.immediate_offset :]
-            found_long = self.recipes.get(long)
-            if found_long is not None:
-                return found_long
-        decoded = describe(insn)
-        form_immediates = any(k is not None for k, o in zip(decoded.form.imms, decoded.form.operands, strict=False) if o[0] == "i") and offsets.has_immediate
-        new = Recipe(decoded, form_immediates)
+        key = prefix + b"\0" + raw[offsets.immediate_offset :] if offsets.has_immediate else prefix
+        found = self.recipes.get(key)
+        if found is not None:
+            return found
+        for name in (prefix, key):
+            record = self.store.recipes.get(name)
+            if record is not None and (name is key or not record[1]):
+                found = self.recipes[name] = recipe_of_record(record)
+                if found.form_immediates:
+                    self.recipes[prefix] = found
+                return found
+        new = make_recipe(describe(insn), offsets.has_immediate)
         self.recipes[prefix] = new
-        if form_immediates:
-            self.recipes[long] = new
+        if new.form_immediates:
+            self.recipes[key] = new
         return new
 
-    def template(self, recipe: Recipe, kind: int, carry_live: bool, flags_live: bool, table: int) -> Template:
-        if not recipe.reads_flags and not recipe.partial:
-            kind = SETTLED
-        if not recipe.preserves_carry_only:
-            carry_live = True
-        if not recipe.writes_flags and not recipe.partial:
-            flags_live = True
-        name = (kind, carry_live, flags_live, table)
-        found = recipe.templates.get(name)
-        if found is None:
-            found = recipe.templates[name] = self._make_template(recipe, *name)
-        return found
-
-    def _make_template(self, recipe: Recipe, kind: int, carry_live: bool, flags_live: bool, table: int) -> Template:
-        key = Key(recipe.form, recipe.pins, kind, carry_live, flags_live)
-        stencil = self.store.get(key)
-        context = trace_form(recipe.form, lazy=True, kind_in=kind, carry_live=carry_live, flags_live=flags_live)
-        code = bytearray(stencil.code)
-        tlb = layout.TLB + table * TLB_TABLE_BYTES
-        holes: list[tuple[int, int, str, int, int]] = []
-        taken_at = None
-        for offset, type, symbol, addend in stencil.holes:
-            if isinstance(symbol, tuple):
-                constant = self.memory.constant(symbol[0]) + symbol[1]
-                holes.append((offset, type, "POOL", constant, addend))
-            elif symbol.startswith("R_"):
-                slot: Any = symbol[2:]
-                patch(code, offset, type, _offset(*recipe.binds[int(slot) if slot.isdigit() else slot]) + addend)
-            elif symbol in ("TLB_R", "TLB_W", "TLB_A"):
-                patch(code, offset, type, tlb + {"TLB_R": 0, "TLB_W": 8, "TLB_A": 24}[symbol] + addend)
-            elif symbol.startswith("COLD_"):
-                holes.append((offset, type, "COLD_" + symbol[5], int(symbol[6:]), addend))
-            elif symbol.startswith(("IMM", "WIDE")):
-                holes.append((offset, type, "IMM", int(symbol.lstrip("IMMWDE")), addend))
-            else:
-                if symbol == "TAKEN":
-                    taken_at = offset
-                holes.append((offset, type, symbol, 0, addend))
-        if holes and holes[-1][2] == "CONT" and recipe.end != "taken" and holes[-1][0] == len(code) - 4 and code[-5] == 0xE9:
-            holes.pop()
-            del code[-5:]
-        return Template(bytes(code), tuple(holes), context.f.kind_out, taken_at)
+    def save_recipes(self) -> None:
+        """Hands what was learnt to the store, which keeps it for the next run."""
+        records = {name: r.record() for name, r in self.recipes.items() if not r.form_immediates or b"\0" in name}
+        self.store.recipes.update(records)
 
     def _native(self, recipe: Recipe) -> int:
         """Offset in the code region of a form's native function."""
@@ -216,9 +130,9 @@ class Translator:
             source = decoder(whole[: decoded.length], va)
             insn = source.decode()
             if decoded.form.name in ("ud", "gp"):
-                recipe = Recipe(decoded, False)
+                recipe = make_recipe(decoded, False)
             else:
-                recipe = self.recipe(whole[: decoded.length], insn, source.get_constant_offsets(insn))
+                recipe = self._recipe(whole[: decoded.length], insn, source.get_constant_offsets(insn))
             insns = [(recipe, insn, decoded.length)]
         _Builder(self, va, ra, mode, insns, second_page if crossing else None).build()
         self.blocks_translated += 1
@@ -228,21 +142,33 @@ class Translator:
     def _decode(self, raw: bytes, va: int, mode: int) -> list[tuple[Recipe, Any, int]]:
         source = decoder(raw, va)
         offsets_of = source.get_constant_offsets
+        recipes = self.recipes
+        slow_fp = mode & MODE_FP_SLOW
         out: list[tuple[Recipe, Any, int]] = []
         position = 0
         left = MAX_INSTRUCTIONS
+        invalid = iced.Code.INVALID
         for insn in source:
             length = insn.len
-            if insn.code == iced.Code.INVALID:
+            if insn.code == invalid:
                 break
             end = position + length
-            recipe = self.recipe(raw[position:end], insn, offsets_of(insn))
-            if mode & MODE_FP_SLOW and _uses_fp(insn):
-                recipe = _DEFER
+            offsets = offsets_of(insn)
+            if offsets.has_displacement:
+                cut = position + offsets.displacement_offset
+            elif offsets.has_immediate:
+                cut = position + offsets.immediate_offset
+            else:
+                cut = end
+            recipe = recipes.get(raw[position:cut])
+            if recipe is None or recipe.form_immediates:
+                recipe = self._recipe(raw[position:end], insn, offsets)
+            if slow_fp and _uses_fp(insn):
+                recipe = self._defer
             out.append((recipe, insn, length))
             position = end
             left -= 1
-            if recipe.end or recipe.form is UNDEFINED or recipe.form.name in _ENDS_BLOCK or left == 0:
+            if recipe.ends_block or left == 0:
                 break
             if recipe.sets_shadow:
                 left = 1
@@ -264,13 +190,6 @@ class Translator:
         memory.cold = COLD_START
 
 
-def _offset(field: Any, low: int) -> int:
-    """Where a bound register lies; element n of an indexed field is bound as (field, n)."""
-    if isinstance(field, tuple):
-        return FIELDS[field[0]] + layout.stride(field[0]) * field[1]
-    return FIELDS[field] + low // 8
-
-
 def _zeroes(n: int) -> memoryview:
     return memoryview(bytes(4 * n)).cast("I")
 
@@ -281,14 +200,6 @@ _NOT_FP = frozenset(v for k, v in vars(iced.Mnemonic).items() if isinstance(v, i
 def _uses_fp(insn: iced.Instruction) -> bool:
     """Whether CR0.EM, CR0.TS and CR4.OSFXSR apply."""
     return insn.mnemonic not in _NOT_FP and any(f in _FP_FEATURES for f in insn.cpuid_features())
-
-
-def _piece(name: str) -> Decoded:
-    return Decoded(Form(name, 64, ()), 0, {}, {"next": 0}, None, "")
-
-
-_ENDS_BLOCK = frozenset(("(defer)", "hlt", "ud", "gp", "cpuid"))
-_DEFER = Recipe(_piece("(defer)"), False)
 
 
 class _Builder:
@@ -327,9 +238,9 @@ class _Builder:
         out = []
         for recipe, _, _ in reversed(self.insns):
             out.append((carry, live))
-            if recipe.reads_flags and not recipe.preserves_carry_only or recipe.can_fault or recipe.native:
+            if recipe.reads_flags and not recipe.steps_carry or recipe.can_fault or recipe.native:
                 live = carry = True
-            elif recipe.preserves_carry_only:
+            elif recipe.steps_carry:
                 live = carry  # the other flags are overwritten, the carry passes through
             elif recipe.partial:
                 live = carry = True
@@ -342,19 +253,20 @@ class _Builder:
         count = len(self.insns)
         first = self.va & 0xFFF
         budget = self.thunk("s_budget", struct.pack("<HH", first, count))
-        self.hot += HEAD + bytes((count,)) + b"\x0f\x88"
-        self.hot += struct.pack("<i", budget - (self.here() + 4))
-        self.hot += TEST_KICK + b"\x0f\x85"
-        self.hot += struct.pack("<i", budget - (self.here() + 4))
+        hot, origin = self.hot, self.origin
+        hot += HEAD + bytes((count,)) + b"\x0f\x88" + _I32.pack(budget - (origin + 12))
+        hot += TEST_KICK + _I32.pack(budget - (origin + 24))
         if self.second is not None:
             self._check_second_page(first, count)
         live = self.liveness()
         offset = first
-        ended = False
-        for k, (recipe, insn, length) in enumerate(self.insns):
-            ended = self._instruction(recipe, insn, offset, length, count - k, *live[k])
+        recipe = self.insns[0][0]
+        for (recipe, insn, length), (carry_live, flags_live) in zip(self.insns, live, strict=True):
+            if not recipe.empty:
+                self._instruction(recipe, insn, offset, length, count, carry_live, flags_live)
             offset += length
-        if not ended:
+            count -= 1
+        if not recipe.ends_block:
             self._store_kind()
             self._jump_to(b"\xe9", offset)
         self._register(offset - first)
@@ -373,104 +285,102 @@ class _Builder:
 
     def _store_kind(self) -> None:
         if self.kind is not None:
-            self.hot += STORE_KIND + bytes((self.kind,))
+            self.hot += STORE_KIND[self.kind]
 
     def _settle(self) -> None:
         if self.kind is None:
-            self.hot += b"\xe8" + struct.pack("<i", self.symbols["s_settle"] - (self.here() + 5))
+            self.hot += b"\xe8" + _I32.pack(self.symbols["s_settle"] - (self.here() + 5))
         elif self.kind != SETTLED:
-            self._place(self.t.template(self.t._settle, self.kind, True, True, self.table), None, 0, 0, 0)
+            self._place(find_template(self.t.settle, self.t.store, self.kind, True, True, self.table), None, 0, 0, 0, self.t.settle)
         self.kind = SETTLED
 
-    def _instruction(self, recipe: Recipe, insn: Any, offset: int, length: int, remaining: int, carry_live: bool, flags_live: bool) -> bool:
-        """Emits one instruction; True when it ends the block."""
-        if recipe.form.name in ("nop", "pause", "endbr64", "lfence", "mfence", "sfence"):
-            return False
+    def _instruction(self, recipe: Recipe, insn: Any, offset: int, length: int, remaining: int, carry_live: bool, flags_live: bool) -> None:
         if recipe.native:
-            return self._native_call(recipe, insn, offset, length, remaining)
+            self._native_call(recipe, insn, offset, length, remaining)
+            return
         if recipe.bulk:
             self._bulk(recipe, offset, length, remaining)
-        if (recipe.reads_flags or recipe.partial) and self.kind is None and (flags_live or recipe.reads_flags):
-            self._settle()
-        if recipe.end and recipe.writes_flags and self.kind is not None:
-            self._settle()
+        if recipe.reads_flags or recipe.partial:
+            if self.kind is None and (flags_live or recipe.reads_flags):
+                self._settle()
         if recipe.end:
+            if recipe.writes_flags and self.kind is not None:
+                self._settle()
             self._store_kind()
-        template = self.t.template(recipe, self.kind or SETTLED, carry_live, flags_live, self.table)
-        self._place(template, insn, offset, length, remaining, recipe)
+        template = find_template(recipe, self.t.store, self.kind or SETTLED, carry_live, flags_live, self.table)
+        if template.simple:
+            self.hot += template.code
+        else:
+            self._place(template, insn, offset, length, remaining, recipe)
         if template.kind_out is not None:
             self.kind = template.kind_out
-        return bool(recipe.end) or recipe.form.name in _ENDS_BLOCK
 
-    def _place(self, template: Template, insn: Any, offset: int, length: int, remaining: int, recipe: Recipe | None = None) -> None:
+    def _place(self, template: Template, insn: Any, offset: int, length: int, remaining: int, recipe: Recipe) -> None:
         hot = self.hot
-        if template.taken_at is not None:  # its displacement is patched while code runs: keep it aligned
-            pad = -(self.here() + template.taken_at) & 3
-            hot += b"\x90" * pad
+        if template.taken_at >= 0:  # its displacement is patched while code runs: keep it aligned
+            hot += b"\x90" * (-(self.here() + template.taken_at) & 3)
         start = len(hot)
         base = self.origin + start
         hot += template.code
-        after = base + len(template.code)
-        for at, type, category, argument, addend in template.holes:
+        for at, addend in template.displacements:
+            value = insn.memory_displacement + addend
+            if recipe.rip_relative:
+                value -= insn.ip & ~0xFFF
+            _U32.pack_into(hot, start + at, value & 0xFFFFFFFF)
+        for at, type, slot, addend in template.immediates:
+            patch(hot, start + at, type, self._immediate(recipe, insn, slot) + addend)
+        for at, access, size, addend in template.slow:
+            thunk = self._slow(access, size, base + at, offset, length, remaining)
+            _I32.pack_into(hot, start + at, thunk + addend - (base + at))
+        for at, type, symbol, addend in template.others:
             place = base + at
-            if category == "DISP":
-                value = insn.memory_displacement
-                if recipe is not None and recipe.form.mem.rip:
-                    value -= insn.ip & ~0xFFF
-                value += addend
-            elif category == "IMM":
-                value = self._immediate(recipe, insn, argument) + addend
-            elif category == "NEXT":
-                value = offset + length + addend
-            elif category[:5] == "COLD_":
-                value = self._slow(category[5], argument, place, offset, length, remaining) + addend - place
-            elif category == "FAULT" or category == "EXIT":
-                data = struct.pack("<HHHBB", offset, offset + length, remaining, self._kind_byte(), 0)
-                value = self.thunk("s_fault" if category == "FAULT" else "s_exit", data) + addend - place
-            elif category == "LOOKUP":
-                value = self.symbols["s_lookup"] + addend - place
-            elif category == "TAKEN":
-                repeats = recipe is not None and recipe.form.name.startswith("rep")
-                target = offset if repeats else insn.near_branch_target - (self.va & ~0xFFF)
-                value = self._link(place, target) + addend - place
-            elif category == "CONT":
-                if recipe is not None and recipe.end == "taken":
-                    value = self._link(place, offset + length) + addend - place
-                else:
-                    value = after + addend - place
-            elif category == "POOL":
-                value = argument + addend - place
+            if symbol == "NEXT":
+                patch(hot, start + at, type, offset + length + addend)
+                continue
+            if symbol == "CONT":
+                target = self._link(place, offset + length) if recipe.end == "taken" else base + len(template.code)
+            elif symbol == "TAKEN":
+                target = self._link(place, offset if recipe.repeats else insn.near_branch_target - (self.va & ~0xFFF))
+            elif symbol == "LOOKUP":
+                target = self.symbols["s_lookup"]
+            elif symbol in ("FAULT", "EXIT"):
+                data = _POINT.pack(offset, offset + length, remaining, self._kind_byte(), 0)
+                target = self.thunk("s_fault" if symbol == "FAULT" else "s_exit", data)
+            elif symbol == "DISP":
+                patch(hot, start + at, type, insn.memory_displacement - (insn.ip & ~0xFFF if recipe.rip_relative else 0) + addend)
+                continue
             else:
-                raise KeyError(category)
-            patch(hot, start + at, type, value)
+                raise KeyError(symbol)
+            patch(hot, start + at, type, target + addend - place)
+        if template.constants:
+            place_constants(template, self.memory, hot, start, base)
 
-    def _immediate(self, recipe: Recipe | None, insn: Any, slot: int) -> int:
-        assert recipe is not None
+    def _immediate(self, recipe: Recipe, insn: Any, slot: int) -> int:
         w = recipe.form.operands[slot][1]
-        value = int(insn.immediate(recipe.decoded.immediates[slot])) & (1 << w) - 1
+        value = int(insn.immediate(recipe.immediates[slot])) & (1 << w) - 1
         return value - (1 << w) if value >> (w - 1) else value
 
-    def _slow(self, kind: str, size: int, place: int, offset: int, length: int, remaining: int) -> int:
-        stub = {"R": "s_slow_r", "M": "s_slow_m", "W": "s_slow_w" if size <= 8 else "s_slow_wx"}[kind]
+    def _slow(self, access: str, size: int, place: int, offset: int, length: int, remaining: int) -> int:
+        stub = "s_slow_r" if access == "R" else "s_slow_m" if access == "M" else "s_slow_w" if size <= 8 else "s_slow_wx"
         at = self.cold_origin + len(self.cold)
-        resume = place + 4 + ADD_TLB_BYTES - (at + 5)
-        store = STORE_LENGTH[size] if kind == "W" else 0
-        return self.thunk(stub, struct.pack("<iHBBHBB", resume, offset, size, length, remaining, self._kind_byte(), store))
+        kind = KIND_UNCHANGED if self.kind is None else self.kind
+        store = STORE_LENGTH[size] if access == "W" else 0
+        self.cold += b"\xe8" + _I32.pack(self.symbols[stub] - (at + 5))
+        self.cold += _SLOW.pack(place + 4 + ADD_TLB_BYTES - (at + 5), offset, size, length, remaining, kind, store)
+        return at
 
     def _link(self, site: int, target: int) -> int:
         """A thunk that goes on at an offset from this page; within the page it patches `site` to jump directly."""
-        if 0 <= target < 4096 and self.second is None:
-            at = self.cold_origin + len(self.cold)
-            return self.thunk("s_link", struct.pack("<HHi", target, 0, site - (at + 5)))
-        template = self.t.template(self.t._leap, SETTLED, True, True, self.table)
         at = self.cold_origin + len(self.cold)
+        if 0 <= target < 4096 and self.second is None:
+            self.cold += b"\xe8" + _I32.pack(self.symbols["s_link"] - (at + 5)) + _LINK.pack(target, 0, site - (at + 5))
+            return at
+        template = find_template(self.t.leap, self.t.store, SETTLED, True, True, self.table)
         code = bytearray(template.code)
-        for where, type, category, _, addend in template.holes:
-            place = at + where
-            if category == "IMM":
-                patch(code, where, type, target + addend)
-            else:
-                patch(code, where, type, self.symbols["s_lookup"] + addend - place)
+        for where, type, _, addend in template.immediates:
+            patch(code, where, type, target + addend)
+        for where, type, _, addend in template.others:
+            patch(code, where, type, self.symbols["s_lookup"] + addend - (at + where))
         self.cold += code
         return at
 
@@ -478,13 +388,13 @@ class _Builder:
         self.hot += b"\x90" * (-(self.here() + len(opcode)) & 3)
         self.hot += opcode
         site = self.here()
-        self.hot += struct.pack("<i", self._link(site, target) - (site + 4))
+        self.hot += _I32.pack(self._link(site, target) - (site + 4))
 
     def _record(self, function: int, recipe: Recipe, insn: Any, offset: int, length: int, remaining: int, kind_out: int) -> bytearray:
         record = bytearray(RECORD_BYTES)
         struct.pack_into("<IHBBHB", record, 0, function, offset, length, self._kind_byte(), remaining, kind_out)
         for slot, (field, low) in recipe.binds.items():
-            struct.pack_into("<i", record, RECORD[slot], _offset(field, low))
+            struct.pack_into("<i", record, RECORD[slot], field_offset(field, low))
         mem = recipe.form.mem
         if mem.disp and insn is not None:
             value = insn.memory_displacement - (insn.ip & ~0xFFF if mem.rip else 0)
@@ -502,7 +412,7 @@ class _Builder:
         self.hot += b"\x48\x8d\x05" + struct.pack("<i", at - (self.here() + 7))  # lea rax, [rip + record]
         self.hot += b"\xe8" + struct.pack("<i", self.symbols["s_call"] - (self.here() + 5))
 
-    def _native_call(self, recipe: Recipe, insn: Any, offset: int, length: int, remaining: int) -> bool:
+    def _native_call(self, recipe: Recipe, insn: Any, offset: int, length: int, remaining: int) -> None:
         if recipe.reads_flags or recipe.partial:
             self._settle()
         kind_in = self._kind_byte()
@@ -510,7 +420,6 @@ class _Builder:
         self._call_record(self._record(self.t._native(recipe), recipe, insn, offset, length, remaining, kind_out))
         if recipe.writes_flags:
             self.kind = SETTLED
-        return bool(recipe.end) or recipe.form.name in _ENDS_BLOCK
 
     def _bulk(self, recipe: Recipe, offset: int, length: int, remaining: int) -> None:
         record = bytearray(RECORD_BYTES)

@@ -93,6 +93,7 @@ def cache_folder() -> Path:
 
 # What stencils are made from, and what the run time is made from besides.
 _STENCIL_SOURCES = ("ir/*.py", "isa/x86/*.py", "translate/lower*.py", "translate/layout.py", "translate/objects.py")
+_RECIPE_SOURCES = ("translate/recipes.py",)
 _RUNTIME_SOURCES = ("translate/native.py", "translate/runtime.py", "translate/stubs.py")
 
 
@@ -120,36 +121,60 @@ def private(path: Path) -> bool:
     return all(s.st_uid in (os.getuid(), 0) and not s.st_mode & 0o022 for s in (info, folder))
 
 
+def read_cache(path: Path) -> Any:
+    """What `write_cache` wrote; None when there is nothing, or nothing to trust."""
+    if not path.exists():
+        return None
+    if not private(path):
+        if trace:
+            trace("%s can be written by others: ignored", path)
+        return None
+    data = path.read_bytes()
+    try:
+        if hashlib.sha256(memoryview(data)[32:]).digest() != data[:32]:
+            raise ValueError("checksum")
+        return marshal.loads(memoryview(data)[32:])
+    except (ValueError, EOFError, TypeError) as error:
+        if trace:
+            trace("%s is damaged (%s): ignored", path, error)
+        return None
+
+
+def write_cache(path: Path, value: Any) -> bool:
+    """Replaces the file at once; False where the folder cannot be written, which is not an error."""
+    data = marshal.dumps(value)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(hashlib.sha256(data).digest() + data)
+        os.chmod(file.name, 0o600)
+        os.replace(file.name, path)
+    except OSError as error:
+        if trace:
+            trace("cache not written: %s", error)
+        return False
+    return True
+
+
 class StencilStore:
     """Stencils and native bodies by key; compiles what is missing and writes it back on `save`."""
 
     def __init__(self) -> None:
         self.codes: dict[str, Code] = {}
         self.natives: dict[str, bytes] = {}
+        self.recipes: dict[bytes, Any] = {}  # of translate/recipes.py, as plain data
+        self.recipes_changed = False
         self.compiled_forms = 0
         self.compile_ns = 0
         self._dirty = False
         self.complete = False  # whether the shipped list has been built
         self.path = cache_folder() / f"stencils-{sources_digest(*_STENCIL_SOURCES)}.bin"
-        self._load()
-
-    def _load(self) -> None:
-        if not self.path.exists():
-            return
-        if not private(self.path):
-            if trace:
-                trace("%s can be written by others: ignored", self.path)
-            return
-        data = self.path.read_bytes()
-        try:
-            if hashlib.sha256(data[32:]).digest() != data[:32]:
-                raise ValueError("checksum")
-            codes, self.natives, self.complete = marshal.loads(data[32:])
-        except (ValueError, EOFError, TypeError) as error:
-            if trace:
-                trace("%s is damaged (%s): ignored", self.path, error)
-            return
-        self.codes = {k: Code(code, tuple(Hole(*h) for h in holes)) for k, (code, holes) in codes.items()}
+        self._plain: dict[str, Any] = {}
+        self.recipes_path = cache_folder() / f"recipes-{sources_digest(*_STENCIL_SOURCES, *_RECIPE_SOURCES)}.bin"
+        if (loaded := read_cache(self.path)) is not None:
+            self._plain, self.natives, self.complete = loaded
+        if (loaded := read_cache(self.recipes_path)) is not None:
+            self.recipes = loaded
 
     def add(self, compiled: Iterable[tuple[str, Code]]) -> None:
         """Takes over stencils compiled elsewhere, by the text of their keys."""
@@ -162,22 +187,31 @@ class StencilStore:
         """Writes the cache file if anything was compiled; a folder that cannot be written is not an error."""
         if not self._dirty and not force:
             return
-        plain = {k: (c.code, tuple(tuple(h) for h in c.holes)) for k, c in self.codes.items()}
-        data = marshal.dumps((plain, self.natives, self.complete))
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-                file.write(hashlib.sha256(data).digest() + data)
-            os.chmod(file.name, 0o600)
-            os.replace(file.name, self.path)
+        plain = {**self._plain, **{k: (c.code, tuple(tuple(h) for h in c.holes)) for k, c in self.codes.items()}}
+        if write_cache(self.path, (plain, self.natives, self.complete)):
             self._dirty = False
-        except OSError as error:
-            if trace:
-                trace("cache not written: %s", error)
+
+    def save_recipes(self) -> None:
+        """Writes the recipes if templates were added."""
+        if self.recipes_changed and write_cache(self.recipes_path, self.recipes):
+            self.recipes_changed = False
+
+    def __contains__(self, text: str) -> bool:
+        return text in self.codes or text in self._plain
+
+    def find(self, text: str) -> Code | None:
+        code = self.codes.get(text)
+        if code is None and (plain := self._plain.get(text)) is not None:
+            code = self.codes[text] = Code(plain[0], tuple(Hole(*h) for h in plain[1]))
+        return code
+
+    def names(self) -> set[str]:
+        """The texts of all keys."""
+        return self.codes.keys() | self._plain.keys()
 
     def get(self, key: Key) -> Code:
         text = key_text(key)
-        code = self.codes.get(text)
+        code = self.find(text)
         if code is None:
             self.compile([key])
             code = self.codes[text]
@@ -187,7 +221,7 @@ class StencilStore:
 
     def compile(self, keys: list[Key], progress: Progress | None = None) -> None:
         """Compiles those of `keys` that are missing, in batches."""
-        missing = list({key_text(k): k for k in keys if key_text(k) not in self.codes}.items())
+        missing = list({key_text(k): k for k in keys if key_text(k) not in self}.items())
         start = time.perf_counter_ns()
         for first in range(0, len(missing), BATCH):
             batch = missing[first : first + BATCH]
