@@ -90,7 +90,7 @@ def engine_judge(engine: EngineCpu) -> Judge:
 
     def judge(instances: list[Instance], cases: Any, base: bytes) -> Iterator[tuple[int, list[str]]]:
         engine.set_base(base)
-        engine.load_code([i.raw for i in instances])
+        engine.load_code({i.entry: i.raw for i in instances})
         got = cases.copy()
         got["trap"] = -2
         engine.run(got)

@@ -190,14 +190,14 @@ class EngineCpu:
         self.memory.write(READ_ONLY, base[:PAGE])
         self._window[:] = np.frombuffer(base, "u1")
 
-    def load_code(self, instructions: list[bytes]) -> None:
-        for k, raw in enumerate(instructions):
-            entry = records.CODE_ADDR + k * SLOT_BYTES + SLOT_ENTRY
+    def load_code(self, instructions: dict[int, bytes]) -> None:
+        """Places instructions at their addresses, each within a slot of its own."""
+        for entry, raw in instructions.items():
             back = records.LOOP_ADDR + native_loop.LEAVE - (entry + len(raw) + 5)
             slot = bytearray(b"\xcc" * SLOT_BYTES)
             code = raw + b"\xe9" + (back & 0xFFFFFFFF).to_bytes(4, "little")
             slot[SLOT_ENTRY : SLOT_ENTRY + len(code)] = code
-            self.memory.write(IMAGE + records.CODE_AT + k * SLOT_BYTES, bytes(slot))
+            self.memory.write(IMAGE + records.CODE_AT + (entry - SLOT_ENTRY - records.CODE_ADDR), bytes(slot))
 
     def run(self, cases: Any) -> None:
         """Executes up to RECORDS cases and fills in their results; raises GuestTrouble when the guest gets lost."""

@@ -28,7 +28,7 @@ EXCLUDED_NAMES: dict[str, str] = {
     "rdrand": _DIFFERS, "rdseed": _DIFFERS, "xsave": _DIFFERS, "xrstor": _DIFFERS, "xsaveopt": _DIFFERS, "xsavec": _DIFFERS,
     "xsave64": _DIFFERS, "xrstor64": _DIFFERS, "xsaveopt64": _DIFFERS, "xsavec64": _DIFFERS, "monitor": _DIFFERS, "mwait": _DIFFERS,
     "rdfsbase": _DIFFERS, "rdgsbase": _DIFFERS, "wrfsbase": "FS belongs to the child's C library", "wrgsbase": "GS base is fixed",
-    "syscall": _KERNEL, "sysenter": _KERNEL, "sysretq": "ring 0", "sysret": "ring 0", "sysexit": "ring 0", "sysexitq": "ring 0",
+    "syscall": _KERNEL, "sysenter": _KERNEL, "sysretq": "ring 0", "sysret": "ring 0", "sysretd": "ring 0", "sysexitd": "ring 0", "sysexit": "ring 0", "sysexitq": "ring 0",
     "int": "the host's IDT decides; see test_system.py", "int1": "the host's IDT decides; see test_system.py",
     "int3": "a trap, not a fault: RIP is behind it; see test_system.py", "into": "not in 64-bit mode",
     "sgdt": "the host may emulate it (UMIP)", "sidt": "the host may emulate it (UMIP)", "sldt": "the host may emulate it (UMIP)",

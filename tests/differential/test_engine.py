@@ -32,3 +32,9 @@ def test_compiled_code_agrees_with_the_host(host: HostCpu, engine: EngineCpu, pa
     report = campaign.run(host, shapes, STATES, seed=2000 + part, judge=campaign.engine_judge(engine), unmasked=UNMASKED)
     assert not report.failures, report.summary()
     assert report.cases >= 0.98 * CASES / PARTS
+
+
+@pytest.mark.parametrize("line", campaign.regressions())
+def test_regression(host: HostCpu, engine: EngineCpu, line: str) -> None:
+    report = campaign.replay(host, line, campaign.engine_judge(engine))
+    assert not report.failures, report.summary()
