@@ -25,7 +25,7 @@ from ringfence.translate.stencils import Key, StencilStore
 NATIVE_OPERATIONS = 260  # bodies longer than this become native functions
 # Bodies that always become native functions: they change how code or memory is reached, or are long and rare.
 _NATIVE_MODULES = ("ringfence.isa.x86.system", "ringfence.isa.x86.delivery", "ringfence.isa.x86.fpu_state")
-_STENCIL_ANYWAY = frozenset(("ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "in", "out", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
+_STENCIL_ANYWAY = frozenset(("ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
 _ENDS_BLOCK = frozenset(("(defer)", "hlt", "ud", "gp", "cpuid"))
 _EMPTY = frozenset(("nop", "pause", "endbr64", "lfence", "mfence", "sfence"))
 
