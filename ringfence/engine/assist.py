@@ -254,7 +254,12 @@ class Assistant:
         state = self.state
         base = self.msrs.read_msr(0x1B)
         answer = cpuid(
-            state["rax"] & 0xFFFFFFFF, state["rcx"] & 0xFFFFFFFF, 0, state["cr4"], self.tsc_hz // 1000, base is not None and bool(base & 1 << 11)
+            state["rax"] & 0xFFFFFFFF,
+            state["rcx"] & 0xFFFFFFFF,
+            0,
+            state["cr4"],
+            self.tsc_hz // 1000,
+            base is not None and bool(base & 1 << 11),
         )
         for name, value in zip(("rax", "rbx", "rcx", "rdx"), answer, strict=True):
             state[name] = value
@@ -349,4 +354,3 @@ class Assistant:
             left -= 1
             if repeat:
                 state["rcx"] = left
-

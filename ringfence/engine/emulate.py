@@ -1,7 +1,7 @@
 """The engine that translates every guest instruction: works on any x86-64 Linux host, without rights.
 
-    run -> enter translated code -> left for a reason -> translate | port | assist | deliver -> enter again
-                                                       -> Halt | Shutdown | Interrupted | Fault to the machine
+run -> enter translated code -> left for a reason -> translate | port | assist | deliver -> enter again
+                                                   -> Halt | Shutdown | Interrupted | Fault to the machine
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def shared_store() -> StencilStore:
 
 @functools.cache
 def _tsc_reader() -> Callable[[], int]:
-    return image.host_tsc_reader()
+    reader: Callable[[], int] = image.host_tsc_reader()
+    return reader
 
 
 def read_guest_tsc() -> int:

@@ -17,8 +17,8 @@ from typing import Any
 
 import iced_x86 as iced
 
-from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, UNDEFINED, decode, decoder, describe
 from ringfence.isa.x86.context import Form
+from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, decode, decoder, describe
 from ringfence.isa.x86.flags import SETTLED
 from ringfence.translate.code_memory import COLD_START, FIXED_START, CodeMemory
 from ringfence.translate.layout import BLOCK_BYTES, HASH_ENTRIES, MAX_BLOCKS
@@ -405,7 +405,7 @@ class _Builder:
         struct.pack_into("<I", record, RECORD_NEXT, offset + length)
         return record
 
-    def _call_record(self, record: bytes) -> None:
+    def _call_record(self, record: bytearray) -> None:
         self.cold += bytes(-(self.cold_origin + len(self.cold)) & 7)
         at = self.cold_origin + len(self.cold)
         self.cold += record

@@ -27,13 +27,56 @@ BOUNCE_SLOTS = 8
 BOUNCE_BYTES = 32
 
 # Words of the run time, 8 bytes each.
-RUNTIME_WORDS = (
-    "host_rsp code_rx code_rw_delta hash blocks pages exit_reason exit_kind ex0 ex1 ex2 ex3 status "
-    "mode mode_pending generation exec_bloom deadline_tsc budget_slice icount slice_used "
-    "regions tlb_refills tlb_flushes page_faults lookups invalidated blocks_live links delivered misses "
-    "cur_phys cur_phys2 cross_phys insn_length resume_status bounce_next stub_stale host_mxcsr stale_count "
-    "fault_addr scratch0 scratch1 scratch2 scratch3 dirty_tables walk_writable first_fault"
-).split()
+RUNTIME_WORDS = [
+    "host_rsp",
+    "code_rx",
+    "code_rw_delta",
+    "hash",
+    "blocks",
+    "pages",
+    "exit_reason",
+    "exit_kind",
+    "ex0",
+    "ex1",
+    "ex2",
+    "ex3",
+    "status",
+    "mode",
+    "mode_pending",
+    "generation",
+    "exec_bloom",
+    "deadline_tsc",
+    "budget_slice",
+    "icount",
+    "slice_used",
+    "regions",
+    "tlb_refills",
+    "tlb_flushes",
+    "page_faults",
+    "lookups",
+    "invalidated",
+    "blocks_live",
+    "links",
+    "delivered",
+    "misses",
+    "cur_phys",
+    "cur_phys2",
+    "cross_phys",
+    "insn_length",
+    "resume_status",
+    "bounce_next",
+    "stub_stale",
+    "host_mxcsr",
+    "stale_count",
+    "fault_addr",
+    "scratch0",
+    "scratch1",
+    "scratch2",
+    "scratch3",
+    "dirty_tables",
+    "walk_writable",
+    "first_fault",
+]
 
 SPECIAL = {"kick": -8, "vpage": -16, "flags_kind": -32}
 BUDGET = -4

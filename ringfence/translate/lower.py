@@ -174,7 +174,9 @@ class Lowering:
         probe = self._probe(size, kind)
         inputs = ", ".join(f"i64 %{a}" for a in ARGUMENTS[1:])
         regs = ",".join(f"{{{r}}}" for r in HOST_REGISTERS)
-        p = self.op(f'call i64 asm sideeffect "{probe}", "={{rax}},{{rax}},{regs},~{{r10}},~{{r11}},~{{flags}},~{{memory}}"(i64 {address}, ptr %cpu, {inputs})')
+        p = self.op(
+            f'call i64 asm sideeffect "{probe}", "={{rax}},{{rax}},{regs},~{{r10}},~{{r11}},~{{flags}},~{{memory}}"(i64 {address}, ptr %cpu, {inputs})'
+        )
         return self.op(f"inttoptr i64 {p} to ptr")
 
     def _probe(self, size: int, kind: str) -> str:
@@ -371,7 +373,9 @@ class Lowering:
             return
         high = self.op(f"trunc i128 {self.op(f'lshr i128 {a[0]}, 64')} to i64")
         low, d = self.op(f"trunc i128 {a[0]} to i64"), self.op(f"trunc i128 {a[1]} to i64")
-        pair = self.op(f'call {{ i64, i64 }} asm "div $4", "={{rax}},={{rdx}},{{rax}},{{rdx}},r,~{{flags}}"(i64 {low}, i64 {high}, i64 {d})')
+        pair = self.op(
+            f'call {{ i64, i64 }} asm "div $4", "={{rax}},={{rdx}},{{rax}},{{rdx}},r,~{{flags}}"(i64 {low}, i64 {high}, i64 {d})'
+        )
         x = self.op(f"extractvalue {{ i64, i64 }} {pair}, {int(op.op == 'urem')}")
         self.line(f"{r} = zext i64 {x} to i128")
 
@@ -437,7 +441,9 @@ class Lowering:
         if base is None or base.op != "get" or base.w != 64 or self.place(base) != ("arg", argument, 0):
             return None
         same = self.op(f'call i64 asm sideeffect "", "=r,0"(i64 %{argument})')
-        return self.op(f"{source.op} i64 {same}, {source.args[1].const if source.args[1].const < 1 << 63 else source.args[1].const - (1 << 64)}")
+        return self.op(
+            f"{source.op} i64 {same}, {source.args[1].const if source.args[1].const < 1 << 63 else source.args[1].const - (1 << 64)}"
+        )
 
     def _indexed(self, field: str, index: Value, text: str) -> str:
         wide = text if index.w == 64 else self.op(f"zext i{index.w} {text} to i64")

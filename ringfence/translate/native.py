@@ -19,7 +19,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.FloorDiv: "udiv", ast.Mod: "urem",
            ast.LShift: "shl", ast.RShift: "lshr"}
@@ -40,12 +40,21 @@ class NativeFunction:
 
 REGISTRY: dict[str, NativeFunction] = {}
 
+Function = TypeVar("Function", bound=Callable[..., int])
 
-def native(function: Callable[..., Any]) -> NativeFunction:
-    """Registers a function of the subset under its name."""
-    compiled = NativeFunction(function)
-    REGISTRY[compiled.name] = compiled
-    return compiled
+
+def native(function: Function) -> Function:
+    """Registers a function of the subset under its name.  In Python itself it is never run."""
+    REGISTRY[function.__name__] = NativeFunction(function)
+    return function
+
+
+# ---- the primitives: declared for readers and type checkers, known to the compiler by name
+def _primitive(*operands: int) -> int:
+    raise TypeError("a primitive of the native subset has no meaning in Python")
+
+
+ld8 = ld16 = ld32 = ld64 = st8 = st16 = st32 = st64 = or64 = sar = slt = sext32 = copy_forward = fill64 = invoke = rdtsc = _primitive
 
 
 class _Compiler:
@@ -215,7 +224,7 @@ class _Compiler:
             return None
         if isinstance(node, (ast.Compare, ast.BoolOp, ast.IfExp)):
             return None
-        value = eval(compile(ast.Expression(node), self.f.name, "eval"), self.f.globals)  # noqa: S307 (our own source)
+        value = eval(compile(ast.Expression(node), self.f.name, "eval"), self.f.globals)
         return int(value) & 0xFFFFFFFFFFFFFFFF
 
     def call(self, node: ast.Call, name: str) -> str:

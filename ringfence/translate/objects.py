@@ -81,11 +81,11 @@ def compile_object(text: str, optimise: str = "short") -> bytes:
 def read_object(data: bytes) -> dict[str, Code]:
     """The functions of an object by name."""
     elf = ELFFile(io.BytesIO(data))
-    symbols = elf.get_section_by_name(".symtab")
+    symbols: Any = elf.get_section_by_name(".symtab")
     sections = list(elf.iter_sections())
     text_index = next(k for k, s in enumerate(sections) if s.name == ".text")
     text = sections[text_index].data()
-    relocations = elf.get_section_by_name(".rela.text")
+    relocations: Any = elf.get_section_by_name(".rela.text")
     holes: list[Hole] = []
     for r in relocations.iter_relocations() if relocations else ():
         symbol = symbols.get_symbol(r["r_info_sym"])
@@ -135,7 +135,7 @@ def place(data: bytes, base: int, externals: dict[str, int]) -> tuple[bytes, dic
     `externals` gives the addresses of symbols defined elsewhere; an unknown symbol is a build error.
     """
     elf = ELFFile(io.BytesIO(data))
-    table = elf.get_section_by_name(".symtab")
+    table: Any = elf.get_section_by_name(".symtab")
     sections = list(elf.iter_sections())
     image = bytearray()
     offsets: dict[int, int] = {}
@@ -153,7 +153,7 @@ def place(data: bytes, base: int, externals: dict[str, int]) -> tuple[bytes, dic
         return externals[symbol.name]
 
     for k in order:
-        relocations = elf.get_section_by_name(".rela" + sections[k].name)
+        relocations: Any = elf.get_section_by_name(".rela" + sections[k].name)
         for r in relocations.iter_relocations() if relocations else ():
             where = offsets[k] + r["r_offset"]
             value = address(table.get_symbol(r["r_info_sym"])) + r["r_addend"]

@@ -41,7 +41,24 @@ from ringfence.translate.layout import (
     WORDS,
 )
 from ringfence.translate.lower import DEFERRED, EXITED, FAULTED, JUMP, NEXT, RECORD_IMM, RECORD_NEXT, SYSTEM_ACCESS
-from ringfence.translate.native import native
+from ringfence.translate.native import (
+    copy_forward,
+    fill64,
+    invoke,
+    ld8,
+    ld16,
+    ld32,
+    ld64,
+    native,
+    or64,
+    rdtsc,
+    sar,
+    sext32,
+    st8,
+    st16,
+    st32,
+    st64,
+)
 
 # Why translated code was left.
 LEFT_TRANSLATE, LEFT_EXIT, LEFT_DEFER, LEFT_KICK, LEFT_DEADLINE, LEFT_SHUTDOWN, LEFT_STEP, LEFT_MODE = range(1, 9)
@@ -65,8 +82,13 @@ LARGE_BLOOM_WORDS = 64
 LARGE_BLOOM = -layout.FRONT_BYTES  # 4096 bits in the room below the vCPU pointer: 2 MiB regions with large pages
 
 
+def n_deliver(cpu: int, data: int) -> int:
+    """Delivery itself: the body `(deliver)` of isa/x86/delivery.py as a native function, linked in by image.py."""
+    raise TypeError("compiled only")
+
+
 @native
-def region_of(cpu, pa):  # type: ignore[no-untyped-def]
+def region_of(cpu: int, pa: int) -> int:
     """The region record that holds a guest physical address, or 0."""
     r = cpu + REGIONS
     end = r + 32 * MAX_RAM_REGIONS
@@ -78,7 +100,7 @@ def region_of(cpu, pa):  # type: ignore[no-untyped-def]
 
 
 @native
-def host_of(cpu, pa):  # type: ignore[no-untyped-def]
+def host_of(cpu: int, pa: int) -> int:
     r = region_of(cpu, pa)
     if r == 0:
         return 0
@@ -86,7 +108,7 @@ def host_of(cpu, pa):  # type: ignore[no-untyped-def]
 
 
 @native
-def ram_offset(cpu, host):  # type: ignore[no-untyped-def]
+def ram_offset(cpu: int, host: int) -> int:
     """The RAM offset of a host address inside of guest RAM."""
     r = cpu + REGIONS
     end = r + 32 * MAX_RAM_REGIONS
@@ -99,7 +121,7 @@ def ram_offset(cpu, host):  # type: ignore[no-untyped-def]
 
 
 @native
-def walk(cpu, va, access, table):  # type: ignore[no-untyped-def]
+def walk(cpu: int, va: int, access: int, table: int) -> int:
     """The guest physical address of `va`, or WALK_FAULT with the #PF error code.  Sets A and D.  `walk_writable` tells
     whether a write needs no further walk, bit 1 whether the page is larger than 4 KiB."""
     high = sar(va, 47)
@@ -170,7 +192,7 @@ def walk(cpu, va, access, table):  # type: ignore[no-untyped-def]
 
 
 @native
-def raise_page_fault(cpu, va, pa):  # type: ignore[no-untyped-def]
+def raise_page_fault(cpu: int, va: int, pa: int) -> int:
     """Turns a failed walk into #PF or #GP; returns 0."""
     if pa & NOT_CANONICAL:
         st64(cpu + FIELDS["exc_vector"], 13)
@@ -184,7 +206,7 @@ def raise_page_fault(cpu, va, pa):  # type: ignore[no-untyped-def]
 
 
 @native
-def tlb_fill(cpu, va, access, table):  # type: ignore[no-untyped-def]
+def tlb_fill(cpu: int, va: int, access: int, table: int) -> int:
     """Walks and fills the TLB entry; returns it, or 0 with `status` set (a fault, or no RAM there: deferred)."""
     pa = walk(cpu, va, access, table)
     if pa & WALK_FAULT:
@@ -217,7 +239,7 @@ def tlb_fill(cpu, va, access, table):  # type: ignore[no-untyped-def]
 
 
 @native
-def tlb_flush(cpu):  # type: ignore[no-untyped-def]
+def tlb_flush(cpu: int) -> int:
     dirty = ld64(cpu + WORDS["dirty_tables"])
     table = 0
     while table != TLB_TABLES:
@@ -232,7 +254,7 @@ def tlb_flush(cpu):  # type: ignore[no-untyped-def]
 
 
 @native
-def new_generation(cpu):  # type: ignore[no-untyped-def]
+def new_generation(cpu: int) -> int:
     """Makes every entry of the jump cache unreachable."""
     g = ld64(cpu + WORDS["generation"]) + 1
     st64(cpu + WORDS["generation"], g)
@@ -244,14 +266,14 @@ def new_generation(cpu):  # type: ignore[no-untyped-def]
 
 
 @native
-def set_key(cpu):  # type: ignore[no-untyped-def]
+def set_key(cpu: int) -> int:
     """Canonical addresses have 17 equal high bits: generation and mode go into 16 of them."""
     st64(cpu + JUMP_KEY, (ld64(cpu + WORDS["generation"]) << 52) ^ (ld64(cpu + WORDS["mode"]) << 48))
     return 0
 
 
 @native
-def invalidate_page(cpu, va):  # type: ignore[no-untyped-def]
+def invalidate_page(cpu: int, va: int) -> int:
     """INVLPG."""
     if (ld64(cpu + LARGE_BLOOM + ((va >> 27) & 63) * 8) >> ((va >> 21) & 63)) & 1:
         return tlb_flush(cpu)  # part of a large page: its 4 KiB pieces may be anywhere in the TLB
@@ -270,7 +292,7 @@ def invalidate_page(cpu, va):  # type: ignore[no-untyped-def]
 
 
 @native
-def compute_mode(cpu):  # type: ignore[no-untyped-def]
+def compute_mode(cpu: int) -> int:
     cr0 = ld64(cpu + FIELDS["cr0"])
     cr4 = ld64(cpu + FIELDS["cr4"])
     flags = ld64(cpu + FIELDS["rflags_sys"])
@@ -293,7 +315,7 @@ def compute_mode(cpu):  # type: ignore[no-untyped-def]
 
 
 @native
-def serve_requests(cpu):  # type: ignore[no-untyped-def]
+def serve_requests(cpu: int) -> int:
     request = ld32(cpu + FIELDS["request"])
     st32(cpu + FIELDS["request"], 0)
     if request & REQUEST_FLUSH:
@@ -307,7 +329,7 @@ def serve_requests(cpu):  # type: ignore[no-untyped-def]
 
 # ---- guest memory for native functions
 @native
-def access_table(cpu, flags):  # type: ignore[no-untyped-def]
+def access_table(cpu: int, flags: int) -> int:
     """The TLB table of an access: the mode's, or the supervisor's for implicit system accesses."""
     table = ld64(cpu + WORDS["mode"]) & MODE_TABLE
     if (flags & SYSTEM_ACCESS) and table == 1:
@@ -316,14 +338,14 @@ def access_table(cpu, flags):  # type: ignore[no-untyped-def]
 
 
 @native
-def bounce(cpu):  # type: ignore[no-untyped-def]
+def bounce(cpu: int) -> int:
     n = ld64(cpu + WORDS["bounce_next"])
     st64(cpu + WORDS["bounce_next"], (n + 1) % BOUNCE_SLOTS)
     return cpu + BOUNCE + n * BOUNCE_BYTES
 
 
 @native
-def read_pointer(cpu, va, table):  # type: ignore[no-untyped-def]
+def read_pointer(cpu: int, va: int, table: int) -> int:
     """Host address of one byte for reading, or 0 with `status`."""
     e = cpu + TLB + table * TLB_TABLE_BYTES + ((va >> 7) & TLB_MASK)
     if ld64(e) != (va & ~0xFFF):
@@ -334,7 +356,7 @@ def read_pointer(cpu, va, table):  # type: ignore[no-untyped-def]
 
 
 @native
-def write_pointer(cpu, va, table):  # type: ignore[no-untyped-def]
+def write_pointer(cpu: int, va: int, table: int) -> int:
     """The same for writing; the page may hold code."""
     e = cpu + TLB + table * TLB_TABLE_BYTES + ((va >> 7) & TLB_MASK)
     if ld64(e + 8) != (va & ~0xFFF):
@@ -345,7 +367,7 @@ def write_pointer(cpu, va, table):  # type: ignore[no-untyped-def]
 
 
 @native
-def rt_load(cpu, va, flags):  # type: ignore[no-untyped-def]
+def rt_load(cpu: int, va: int, flags: int) -> int:
     """Host address for a load of (flags & 0xff) bytes; across a page end through a bounce buffer."""
     size = flags & 0xFF
     table = access_table(cpu, flags)
@@ -364,7 +386,7 @@ def rt_load(cpu, va, flags):  # type: ignore[no-untyped-def]
 
 
 @native
-def holds_code(cpu, host, size):  # type: ignore[no-untyped-def]
+def holds_code(cpu: int, host: int, size: int) -> int:
     """Whether bytes of one page overlap 64-byte granules that blocks were made from."""
     ra = ram_offset(cpu, host)
     granules = ld64(cpu + PAGES + (ra >> 12) * PAGE_ENTRY_BYTES)
@@ -379,7 +401,7 @@ def holds_code(cpu, host, size):  # type: ignore[no-untyped-def]
 
 
 @native
-def rt_window(cpu, va, flags):  # type: ignore[no-untyped-def]
+def rt_window(cpu: int, va: int, flags: int) -> int:
     """Host address for a read-modify-write; across a page end or over code it is left to the interpreter."""
     size = flags & 0xFF
     p = write_pointer(cpu, va, access_table(cpu, flags))
@@ -392,7 +414,7 @@ def rt_window(cpu, va, flags):  # type: ignore[no-untyped-def]
 
 
 @native
-def store_bytes(p, size, low, high):  # type: ignore[no-untyped-def]
+def store_bytes(p: int, size: int, low: int, high: int) -> int:
     if size == 8:
         st64(p, low)
     elif size == 4:
@@ -411,7 +433,7 @@ def store_bytes(p, size, low, high):  # type: ignore[no-untyped-def]
 
 
 @native
-def store_at(cpu, va, flags, low, high):  # type: ignore[no-untyped-def]
+def store_at(cpu: int, va: int, flags: int, low: int, high: int) -> int:
     """A store; 0, or `status`.  Bit 0 of `status`-free result 0; code under it is dropped (`stale_count` grows)."""
     size = flags & 0xFF
     table = access_table(cpu, flags)
@@ -440,12 +462,12 @@ def store_at(cpu, va, flags, low, high):  # type: ignore[no-untyped-def]
 
 
 @native
-def rt_store(cpu, va, flags, low, high):  # type: ignore[no-untyped-def]
+def rt_store(cpu: int, va: int, flags: int, low: int, high: int) -> int:
     return store_at(cpu, va, flags, low, high)
 
 
 @native
-def rt_pload(cpu, pa):  # type: ignore[no-untyped-def]
+def rt_pload(cpu: int, pa: int) -> int:
     host = host_of(cpu, pa)
     if host == 0:
         return 0xFFFFFFFFFFFFFFFF
@@ -453,7 +475,7 @@ def rt_pload(cpu, pa):  # type: ignore[no-untyped-def]
 
 
 @native
-def rt_pstore(cpu, pa, value):  # type: ignore[no-untyped-def]
+def rt_pstore(cpu: int, pa: int, value: int) -> int:
     host = host_of(cpu, pa)
     if host != 0:
         st64(host, value)
@@ -462,12 +484,12 @@ def rt_pstore(cpu, pa, value):  # type: ignore[no-untyped-def]
 
 # ---- blocks
 @native
-def hash_slot(cpu, ra, mode):  # type: ignore[no-untyped-def]
+def hash_slot(cpu: int, ra: int, mode: int) -> int:
     return cpu + HASH + (((ra ^ (ra >> 14) ^ (mode * 0x1F35)) & (HASH_ENTRIES - 1)) << 2)
 
 
 @native
-def find_block(cpu, ra, mode):  # type: ignore[no-untyped-def]
+def find_block(cpu: int, ra: int, mode: int) -> int:
     """The live block for (RAM offset, mode), or 0."""
     index = ld32(hash_slot(cpu, ra, mode))
     while index != 0:
@@ -479,7 +501,7 @@ def find_block(cpu, ra, mode):  # type: ignore[no-untyped-def]
 
 
 @native
-def unhash(cpu, index):  # type: ignore[no-untyped-def]
+def unhash(cpu: int, index: int) -> int:
     b = cpu + BLOCKS + index * BLOCK_BYTES
     p = hash_slot(cpu, ld64(b + B_RA), ld32(b + B_MODE))
     while ld32(p) != 0:
@@ -491,7 +513,7 @@ def unhash(cpu, index):  # type: ignore[no-untyped-def]
 
 
 @native
-def kill_block(cpu, index):  # type: ignore[no-untyped-def]
+def kill_block(cpu: int, index: int) -> int:
     """Takes a block out of the hash and overwrites its aligned head by a call of the stale stub."""
     b = cpu + BLOCKS + index * BLOCK_BYTES
     unhash(cpu, index)
@@ -505,7 +527,7 @@ def kill_block(cpu, index):  # type: ignore[no-untyped-def]
 
 
 @native
-def span_granules(low, high):  # type: ignore[no-untyped-def]
+def span_granules(low: int, high: int) -> int:
     """The granule bits of bytes low..high (inclusive) of a page."""
     mask = 0xFFFFFFFFFFFFFFFF << (low >> 6)
     if (high >> 6) != 63:
@@ -514,7 +536,7 @@ def span_granules(low, high):  # type: ignore[no-untyped-def]
 
 
 @native
-def drop_code(cpu, ra, size):  # type: ignore[no-untyped-def]
+def drop_code(cpu: int, ra: int, size: int) -> int:
     """Kills every block made from these bytes, which lie within one page."""
     entry = cpu + PAGES + (ra >> 12) * PAGE_ENTRY_BYTES
     if ld64(entry) == 0:
@@ -553,7 +575,7 @@ def drop_code(cpu, ra, size):  # type: ignore[no-untyped-def]
 
 
 @native
-def drop_range(cpu, ra, size):  # type: ignore[no-untyped-def]
+def drop_range(cpu: int, ra: int, size: int) -> int:
     """drop_code over any number of pages: DMA has written there."""
     while size != 0:
         n = 4096 - (ra & 0xFFF)
@@ -566,7 +588,7 @@ def drop_range(cpu, ra, size):  # type: ignore[no-untyped-def]
 
 
 @native
-def protect_page(cpu, ra):  # type: ignore[no-untyped-def]
+def protect_page(cpu: int, ra: int) -> int:
     """The page got its first code: stores to it must take the slow path from now on."""
     r = cpu + REGIONS
     number = ra >> 12
@@ -587,7 +609,7 @@ def protect_page(cpu, ra):  # type: ignore[no-untyped-def]
 
 
 @native
-def dispatch(cpu):  # type: ignore[no-untyped-def]
+def dispatch(cpu: int) -> int:
     """Host address of the block for RIP, or 0 to leave (`exit_reason` says why)."""
     while True:
         if ld32(cpu + FIELDS["request"]):
@@ -626,7 +648,7 @@ def dispatch(cpu):  # type: ignore[no-untyped-def]
 
 
 @native
-def settle_flags(cpu):  # type: ignore[no-untyped-def]
+def settle_flags(cpu: int) -> int:
     """Brings the flag words in memory into settled form (see isa/x86/flags.py)."""
     kind = ld8(cpu + FIELDS["flags_kind"])
     if kind == 0:
@@ -652,12 +674,12 @@ def settle_flags(cpu):  # type: ignore[no-untyped-def]
 
 
 @native
-def is_contributory(vector):  # type: ignore[no-untyped-def]
+def is_contributory(vector: int) -> int:
     return vector < 32 and (CONTRIBUTORY >> vector) & 1
 
 
 @native
-def deliver_exception(cpu):  # type: ignore[no-untyped-def]
+def deliver_exception(cpu: int) -> int:
     """Delivers exc_vector with exc_error at RIP; exceptions on the way become #DF or a triple fault."""
     settle_flags(cpu)
     first = ld64(cpu + FIELDS["exc_vector"])
@@ -683,7 +705,7 @@ def deliver_exception(cpu):  # type: ignore[no-untyped-def]
 
 
 @native
-def inject(cpu, vector):  # type: ignore[no-untyped-def]
+def inject(cpu: int, vector: int) -> int:
     """An external interrupt or NMI."""
     settle_flags(cpu)
     st64(cpu + FIELDS["exc_vector"], vector)
@@ -702,20 +724,20 @@ def inject(cpu, vector):  # type: ignore[no-untyped-def]
 
 # ---- what thunks call: each returns a host address to go on at, or 0 to leave
 @native
-def set_kind(cpu, kind):  # type: ignore[no-untyped-def]
+def set_kind(cpu: int, kind: int) -> int:
     if kind != KIND_UNCHANGED:
         st8(cpu + FIELDS["flags_kind"], kind)
     return 0
 
 
 @native
-def refund(cpu, n):  # type: ignore[no-untyped-def]
+def refund(cpu: int, n: int) -> int:
     st32(cpu + BUDGET, ld32(cpu + BUDGET) + n)
     return 0
 
 
 @native
-def begin_again(cpu, rip, remaining, kind):  # type: ignore[no-untyped-def]
+def begin_again(cpu: int, rip: int, remaining: int, kind: int) -> int:
     """The instruction has not begun: fault or leave, as `status` says."""
     st64(cpu + FIELDS["rip"], ld64(cpu + FIELDS["vpage"]) + rip)
     refund(cpu, remaining)
@@ -728,7 +750,7 @@ def begin_again(cpu, rip, remaining, kind):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_slow_read(cpu, va, data):  # type: ignore[no-untyped-def]
+def t_slow_read(cpu: int, va: int, data: int) -> int:
     """A pointer for the load (then resume), or 0: the stub dispatches or leaves by `resume_status`."""
     p = rt_load(cpu, va, ld8(data + 6))
     if p == 0:
@@ -737,7 +759,7 @@ def t_slow_read(cpu, va, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_slow_window(cpu, va, data):  # type: ignore[no-untyped-def]
+def t_slow_window(cpu: int, va: int, data: int) -> int:
     p = rt_window(cpu, va, ld8(data + 6))
     if p == 0:
         st64(cpu + WORDS["resume_status"], begin_again(cpu, ld16(data + 4), ld16(data + 8), ld8(data + 10)))
@@ -745,7 +767,7 @@ def t_slow_window(cpu, va, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_slow_write(cpu, va, data, low, high):  # type: ignore[no-untyped-def]
+def t_slow_write(cpu: int, va: int, data: int, low: int, high: int) -> int:
     """A pointer (the stencil stores through it), 1 when the store is done, or 0."""
     size = ld8(data + 6)
     if (va & 0xFFF) + size <= 4096:
@@ -766,7 +788,7 @@ def t_slow_write(cpu, va, data, low, high):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_link(cpu, data):  # type: ignore[no-untyped-def]
+def t_link(cpu: int, data: int) -> int:
     target = ld64(cpu + FIELDS["vpage"]) + ld16(data)
     mode = ld64(cpu + WORDS["mode"])
     st64(cpu + FIELDS["rip"], target)
@@ -779,7 +801,7 @@ def t_link(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_stale(cpu, after):  # type: ignore[no-untyped-def]
+def t_stale(cpu: int, after: int) -> int:
     """A dead block was entered: find what replaces it, and turn the old head into a jump there."""
     b = cpu + BLOCKS + ld32(after - 5 - 8) * BLOCK_BYTES
     st64(cpu + FIELDS["rip"], ld64(cpu + FIELDS["vpage"]) + (ld64(b + B_RA) & 0xFFF))
@@ -787,7 +809,7 @@ def t_stale(cpu, after):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_budget(cpu, data):  # type: ignore[no-untyped-def]
+def t_budget(cpu: int, data: int) -> int:
     """The budget is used up, or somebody kicked."""
     st64(cpu + FIELDS["rip"], ld64(cpu + FIELDS["vpage"]) + ld16(data))
     refund(cpu, ld16(data + 2))
@@ -805,7 +827,7 @@ def t_budget(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_fault(cpu, data):  # type: ignore[no-untyped-def]
+def t_fault(cpu: int, data: int) -> int:
     st64(cpu + WORDS["status"], FAULTED)
     if ld64(cpu + FIELDS["exc_vector"]) == 0x100:
         st64(cpu + WORDS["status"], DEFERRED)
@@ -813,7 +835,7 @@ def t_fault(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_exit(cpu, data):  # type: ignore[no-untyped-def]
+def t_exit(cpu: int, data: int) -> int:
     st64(cpu + FIELDS["rip"], ld64(cpu + FIELDS["vpage"]) + ld16(data + 2))
     refund(cpu, ld16(data + 4) - 1)
     set_kind(cpu, ld8(data + 6))
@@ -822,7 +844,7 @@ def t_exit(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_cross(cpu, data):  # type: ignore[no-untyped-def]
+def t_cross(cpu: int, data: int) -> int:
     """A block that runs into the next page: 1 while that page is still the one it was made from."""
     va = ld64(cpu + FIELDS["vpage"]) + 4096
     table = ld64(cpu + WORDS["mode"]) & MODE_TABLE
@@ -840,7 +862,7 @@ def t_cross(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def t_native_call(cpu, data):  # type: ignore[no-untyped-def]
+def t_native_call(cpu: int, data: int) -> int:
     """Runs a native instruction body: 1 to go on behind it."""
     status = invoke(ld64(cpu + WORDS["code_rx"]) + ld32(data), cpu, data)
     if status == NEXT:
@@ -865,7 +887,7 @@ def t_native_call(cpu, data):  # type: ignore[no-untyped-def]
 
 # ---- bulk string operations, by page chunks; what is left over goes element by element
 @native
-def b_rep_movs(cpu, data):  # type: ignore[no-untyped-def]
+def b_rep_movs(cpu: int, data: int) -> int:
     size = ld64(data + RECORD_IMM[0])
     if ld8(cpu + FIELDS["df"]):
         return NEXT
@@ -902,7 +924,7 @@ def b_rep_movs(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def b_rep_stos(cpu, data):  # type: ignore[no-untyped-def]
+def b_rep_stos(cpu: int, data: int) -> int:
     size = ld64(data + RECORD_IMM[0])
     if ld8(cpu + FIELDS["df"]):
         return NEXT
@@ -945,7 +967,7 @@ def b_rep_stos(cpu, data):  # type: ignore[no-untyped-def]
 
 
 @native
-def execute_pointer(cpu, va, table):  # type: ignore[no-untyped-def]
+def execute_pointer(cpu: int, va: int, table: int) -> int:
     """For the Python side: host address of a byte for execution, or 0 with `status`."""
     e = cpu + TLB + table * TLB_TABLE_BYTES + ((va >> 7) & TLB_MASK)
     if ld64(e + 16) != (va & ~0xFFF):
@@ -956,7 +978,7 @@ def execute_pointer(cpu, va, table):  # type: ignore[no-untyped-def]
 
 
 @native
-def initialize(cpu):  # type: ignore[no-untyped-def]
+def initialize(cpu: int) -> int:
     """Empty TLBs, jump cache and block tables."""
     fill64(cpu + TLB, INVALID, TLB_TABLES * TLB_ENTRIES * 4)
     fill64(cpu + JUMP_CACHE, 1, JUMP_CACHE_ENTRIES * 2)

@@ -23,7 +23,7 @@ class MemForm(NamedTuple):
     """The shape of a memory operand."""
 
     base: bool = False
-    index: bool = False
+    index: bool = False  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     scale: int = 0  # log2
     disp: bool = False
     rip: bool = False  # RIP-relative: disp counts from the page of the instruction

@@ -163,7 +163,11 @@ def popf(i: Context) -> None:
     i.put("rsp", sp + w // 8)
     cpl, iopl = i.get("cpl", 8), i.get("rflags_sys").bits(12, 8) & 3
     always = 0x244100 if w == 64 else 0x4100  # ID AC NT TF, or NT TF
-    writable = i.const(always, 64) | cpl.ule(iopl).select(i.const(0x200, 64), i.const(0, 64)) | (cpl == 0).select(i.const(0x3000, 64), i.const(0, 64))
+    writable = (
+        i.const(always, 64)
+        | cpl.ule(iopl).select(i.const(0x200, 64), i.const(0, 64))
+        | (cpl == 0).select(i.const(0x3000, 64), i.const(0, 64))
+    )
     put_rflags(i, v, writable)
 
 

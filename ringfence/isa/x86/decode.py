@@ -30,7 +30,7 @@ class Decoded(NamedTuple):
     immediates: dict[int, int] = {}  # slot of an immediate -> number of the operand in the assembler's order
 
 
-def _table(cls: type) -> dict[int, str]:
+def _table(cls: Any) -> dict[int, str]:
     return {v: k.lower() for k, v in vars(cls).items() if isinstance(v, int)}
 
 
@@ -85,8 +85,10 @@ _FORM_IMMEDIATES = frozenset(
     "mpsadbw pcmpistri pcmpistrm pcmpestri pcmpestrm pinsrb pinsrw pinsrd pinsrq pextrb pextrw pextrd pextrq cmpps cmppd cmpss cmpsd_sse "
     "psrldq pslldq psrlw psrld psrlq psraw psrad psllw pslld psllq enter shl shr sar rol ror rcl rcr shld shrd bt bts btr btc pcmpestri64 pcmpestrm64".split()
 )
-_STRING = frozenset("movsb movsw movsd movsq stosb stosw stosd stosq lodsb lodsw lodsd lodsq cmpsb cmpsw cmpsd cmpsq scasb scasw scasd scasq "
-                    "insb insw insd outsb outsw outsd".split())
+_STRING = frozenset(
+    "movsb movsw movsd movsq stosb stosw stosd stosq lodsb lodsw lodsd lodsq cmpsb cmpsw cmpsd cmpsq scasb scasw scasd scasq "
+    "insb insw insd outsb outsw outsd".split()
+)
 _STRING_WIDTH = {"b": 8, "w": 16, "d": 32, "q": 64}
 _COMPARES = ("cmps", "scas")
 _SPECIAL_REGISTERS = {"cr": ("cr0", "cr2", "cr3", "cr4", "cr8"), "dr": tuple(f"dr{n}" for n in range(8))}
@@ -284,5 +286,23 @@ def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, i
 
 _ECX_LOOPS = frozenset(v for k, v in vars(Code).items() if isinstance(v, int) and k.startswith("LOOP") and k.endswith("_64_ECX"))
 _WORD_STACK = frozenset(
-    v for k, v in vars(Code).items() if isinstance(v, int) and k in ("PUSHFW", "POPFW", "PUSH_IMM16", "PUSHW_IMM8", "ENTERW_IMM16_IMM8", "LEAVEW", "PUSHW_FS", "PUSHW_GS", "POPW_FS", "POPW_GS", "IRETW", "RETNW", "RETNW_IMM16")
+    v
+    for k, v in vars(Code).items()
+    if isinstance(v, int)
+    and k
+    in (
+        "PUSHFW",
+        "POPFW",
+        "PUSH_IMM16",
+        "PUSHW_IMM8",
+        "ENTERW_IMM16_IMM8",
+        "LEAVEW",
+        "PUSHW_FS",
+        "PUSHW_GS",
+        "POPW_FS",
+        "POPW_GS",
+        "IRETW",
+        "RETNW",
+        "RETNW_IMM16",
+    )
 )
