@@ -278,11 +278,13 @@ def io_check(i: Context, port: Value, size: int) -> None:
     def by_bitmap() -> Value:
         offset = i.load(base + 0x66, 16, system=True).zext(32) + (port >> 3).zext(32)
         bits = i.choose(limit.ule(offset), lambda: i.const(0xFFFF, 16), lambda: i.load(base + offset.zext(64), 16, system=True))
-        return ((bits >> (port & 7)) & (1 << size // 8) - 1) != 0
+        blocked: Value = ((bits >> (port & 7)) & (1 << size // 8) - 1) != 0
+        return blocked
 
     def denied() -> Value:
         none = i.const(1, 1)  # a TSS without room for the bitmap's offset
-        return i.choose(limit.ult(0x67), lambda: none, by_bitmap)
+        answer: Value = i.choose(limit.ult(0x67), lambda: none, by_bitmap)
+        return answer
 
     privileged = i.get("cpl", 8).ule(i.get("rflags_sys").bits(12, 8) & 3)
     i.fault_if(i.choose(privileged, lambda: i.const(0, 1), denied), GP)
@@ -648,5 +650,3 @@ def sysexitq(i: Context) -> None:
 @insn("sysexit", "sysexitd")
 def sysexit(i: Context) -> None:
     _sysexit(i, wide=False)
-
-
