@@ -84,6 +84,9 @@ class Engine(Protocol):
     def interrupt_changed(self) -> None:
         """The interrupt controller's `pending` may have become true.  On the vCPU's thread."""
 
+    def deadline_moved(self) -> None:
+        """A timer was armed that is due before the deadline given to `run`.  On the vCPU's thread."""
+
     def read_state(self) -> dict[str, int]:
         """Architectural registers by their manual names (rax, rip, rflags, cr0, cs, gs_base, efer …)."""
 

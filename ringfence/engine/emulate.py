@@ -176,14 +176,7 @@ class EmulateEngine:
     # ---- the contract
     def run(self, deadline_ns: int | None) -> Exit:
         code = self._code
-        if deadline_ns is None:
-            code.put_word("deadline_tsc", _NEVER)
-        else:
-            delta = max(0, deadline_ns - self.clock.now_ns())
-            code.put_word("deadline_tsc", read_guest_tsc() + delta * guest_tsc_hz() // 1_000_000_000)
-            if delta < 50_000:  # a whole slice may take longer than that: look again soon
-                code.put_word("icount", code.word("icount") + code.word("budget_slice") - code.get(BUDGET, "i") - SLICE)
-                code.put(BUDGET, 0, "i")
+        self._set_deadline(deadline_ns)
         get, enter, cpu = code.get, self._native.s_enter, self._cpu
         reason_at, reset = WORDS["exit_reason"], code.put
         exits = self.exits
@@ -225,8 +218,21 @@ class EmulateEngine:
         self._kick.value = 1
 
     def interrupt_changed(self) -> None:
-        self._irq_check = True
-        self._kick.value = 1
+        self._irq_check = True  # devices run between two stretches of translated code: seen before the next
+
+    def deadline_moved(self) -> None:
+        self._set_deadline(self.clock.next_deadline_ns())
+
+    def _set_deadline(self, deadline_ns: int | None) -> None:
+        code = self._code
+        if deadline_ns is None:
+            code.put_word("deadline_tsc", _NEVER)
+            return
+        delta = max(0, deadline_ns - self.clock.now_ns())
+        code.put_word("deadline_tsc", read_guest_tsc() + delta * guest_tsc_hz() // 1_000_000_000)
+        if delta < 50_000:  # a whole slice may take longer than that: look again soon
+            code.put_word("icount", code.word("icount") + code.word("budget_slice") - code.get(BUDGET, "i") - SLICE)
+            code.put(BUDGET, 0, "i")
 
     # ---- interrupts
     def _offer_interrupt(self) -> Exit | None:

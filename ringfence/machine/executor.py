@@ -70,7 +70,7 @@ class DeviceThread:
         """
         self._engine = engine
         # A timer armed from inside the engine may be due before the deadline that it was given.
-        self._clock.on_earlier = engine.kick
+        self._clock.on_earlier = engine.deadline_moved
         clock, times, posted = self._clock, self.times, self._posted
         halted = False
         try:

@@ -50,6 +50,8 @@ class ScriptedEngine:
 
     def interrupt_changed(self) -> None: ...
 
+    def deadline_moved(self) -> None: ...
+
     def read_state(self) -> dict[str, int]:
         return dict(self.registers)
 
