@@ -15,14 +15,18 @@ from ringfence.engine.cpuid import cpuid
 from ringfence.engine.vcpu_state import VcpuState
 from ringfence.ir.interpret import GuestFault, Interpreter, Outcome
 from ringfence.ir.value import Op
+from ringfence.isa.x86.context import AC as ALIGNMENT_CHECK
 from ringfence.isa.x86.context import DB, DEFER, GP, PF, Form, trace_form
-from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, Decoded, decode
-from ringfence.isa.x86.state import REQUEST_FLUSH, REQUEST_MODE, RF, TF
+from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, Decoded, decode, decoder
+from ringfence.isa.x86.fp_available import fp_fault
+from ringfence.isa.x86.state import AC, REQUEST_FLUSH, REQUEST_MODE, RF, TF
 from ringfence.translate.code_memory import CodeMemory
 from ringfence.translate.lower import DEFERRED, SYSTEM_ACCESS
-from ringfence.translate.runtime import EXECUTE, MODE_TABLE, READ, WALK_FAULT, WRITE
+from ringfence.translate.runtime import EXECUTE, MODE_FP_SLOW, MODE_STEP, MODE_TABLE, READ, WALK_FAULT, WRITE
 
 _MASK64 = (1 << 64) - 1
+_CR0_AM = 1 << 18
+_ALIGNMENT = {2: 2, 4: 4, 8: 8, 10: 8}  # SDM 3A table 6-7, by the size of the operand
 
 # MSRs kept in the vCPU's state: index -> (field, bits that may be set).
 _STATE_MSRS = {
@@ -79,6 +83,10 @@ class LinearMemory:
         table = self._memory.word("mode") & MODE_TABLE
         return 0 if system and table == 1 else table
 
+    def floating_point_checked(self) -> bool:
+        """Whether CR0 or CR4 may forbid floating point: then compiled code executes none of it."""
+        return bool(self._memory.word("mode") & MODE_FP_SLOW)
+
     def _fault(self) -> GuestFault:
         vector = int(self._state["exc_vector"])
         return GuestFault(vector, int(self._state["exc_error"]) & 0xFFFFFFFF, self._memory.word("fault_addr") if vector == PF else None)
@@ -90,8 +98,16 @@ class LinearMemory:
             raise self._fault()
         return pa
 
+    def _check_alignment(self, address: int, size: int) -> None:
+        """#AC (SDM 3A 6.15): such programs run one instruction at a time, so compiled code does not check."""
+        state = self._state
+        if address % _ALIGNMENT.get(size, 1) and state["cpl"] == 3 and state["rflags_sys"] & AC and state["cr0"] & _CR0_AM:
+            raise GuestFault(ALIGNMENT_CHECK)
+
     def load(self, address: int, size: int, write: bool, system: bool = False) -> int:
         address &= _MASK64
+        if not system and self._memory.word("mode") & MODE_STEP:
+            self._check_alignment(address, size)
         if (address & 0xFFF) + size > 4096:
             first = 4096 - (address & 0xFFF)
             low = self.load(address, first, write, system)
@@ -109,6 +125,8 @@ class LinearMemory:
 
     def store(self, address: int, size: int, value: int, system: bool = False) -> None:
         address &= _MASK64
+        if not system and self._memory.word("mode") & MODE_STEP:
+            self._check_alignment(address, size)
         if size not in (1, 2, 4, 8, 10, 16):
             for k in range(size):
                 self.store(address + k, 1, value >> 8 * k & 0xFF, system)
@@ -201,6 +219,10 @@ class Assistant:
             if len(self._decoded) > 20000:
                 self._decoded.clear()
             decoded = self._decoded[key] = found
+        if self.memory.floating_point_checked():
+            vector = fp_fault(decoder(raw, rip).decode(), state["cr0"], state["cr4"])
+            if vector is not None:
+                raise GuestFault(vector)
         state["vpage"] = rip & ~0xFFF
         stepping = state["rflags_sys"] & TF
         try:

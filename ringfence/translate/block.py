@@ -20,6 +20,7 @@ import iced_x86 as iced
 from ringfence.isa.x86.context import Form
 from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, decode, decoder, describe
 from ringfence.isa.x86.flags import SETTLED
+from ringfence.isa.x86.fp_available import fp_class
 from ringfence.translate.code_memory import COLD_START, FIXED_START, CodeMemory
 from ringfence.translate.layout import BLOCK_BYTES, HASH_ENTRIES, MAX_BLOCKS
 from ringfence.translate.lower import RECORD, RECORD_BYTES, RECORD_IMM, RECORD_NEXT
@@ -34,9 +35,6 @@ TEST_KICK = b"\x41\x83\x7c\x24\xf8\x00\x0f\x85"  # cmp dword [r12-8], 0; jne
 STORE_KIND = tuple(b"\x41\xc6\x44\x24\xe0" + bytes((k,)) for k in range(9))  # mov byte [r12-32], imm8
 ADD_TLB_BYTES = 8  # length of add TLB_A(%r12,%r10),%rax
 STORE_LENGTH = {1: 2, 2: 3, 4: 2, 8: 3, 16: 3, 10: 11}
-_FP_FEATURES = frozenset(
-    v for k, v in vars(iced.CpuidFeature).items() if isinstance(v, int) and k.startswith(("SSE", "SSSE", "FPU", "MMX", "FXSR"))
-)
 _I32 = struct.Struct("<i")
 _U32 = struct.Struct("<I")
 _SLOW = struct.Struct("<iHBBHBB")
@@ -163,7 +161,7 @@ class Translator:
             recipe = recipes.get(raw[position:cut])
             if recipe is None or recipe.form_immediates:
                 recipe = self._recipe(raw[position:end], insn, offsets)
-            if slow_fp and _uses_fp(insn):
+            if slow_fp and fp_class(insn):
                 recipe = self._defer
             out.append((recipe, insn, length))
             position = end
@@ -192,14 +190,6 @@ class Translator:
 
 def _zeroes(n: int) -> memoryview:
     return memoryview(bytes(4 * n)).cast("I")
-
-
-_NOT_FP = frozenset(v for k, v in vars(iced.Mnemonic).items() if isinstance(v, int) and k.startswith(("PREFETCH", "LFENCE", "SFENCE", "MFENCE", "MOVNTI", "PAUSE", "CLFLUSH")))
-
-
-def _uses_fp(insn: iced.Instruction) -> bool:
-    """Whether CR0.EM, CR0.TS and CR4.OSFXSR apply."""
-    return insn.mnemonic not in _NOT_FP and any(f in _FP_FEATURES for f in insn.cpuid_features())
 
 
 class _Builder:

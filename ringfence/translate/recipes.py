@@ -104,8 +104,11 @@ def make_recipe(decoded: Decoded, has_immediate: bool) -> Recipe:
 def _wants_native(form: Form, context: Context, count: int) -> bool:
     if form.name in _STENCIL_ANYWAY:
         return False
-    if any(op.op in ("pload", "pstore") or op.at.get("system") for op in walk(context.trace.ops)):
+    operations = list(walk(context.trace.ops))
+    if any(op.op in ("pload", "pstore") or op.at.get("system") for op in operations):
         return True
+    if any(op.op == "set" and op.at.get("field") == "request" for op in operations):
+        return True  # the run time serves requests behind native functions only
     return INSTRUCTIONS[form.name].body.__module__ in _NATIVE_MODULES or count > NATIVE_OPERATIONS
 
 

@@ -699,6 +699,8 @@ def deliver_exception(cpu: int) -> int:
             st64(cpu + WORDS["exit_reason"], LEFT_SHUTDOWN)
             return 0
         second = ld64(cpu + FIELDS["exc_vector"])
+        if second == PF:  # CR2 tells of the newer page fault, also when #DF follows: kernels find stack overflows by it
+            st64(cpu + FIELDS["cr2"], ld64(cpu + WORDS["fault_addr"]))
         if (is_contributory(vector) and is_contributory(second)) or (vector == PF and (is_contributory(second) or second == PF)):
             st64(cpu + FIELDS["exc_vector"], DF)
             st64(cpu + FIELDS["exc_error"], 0)

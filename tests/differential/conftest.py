@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from .host_cpu import HostCpu, supported
+from .system_guest import SystemGuest
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,17 @@ def host() -> Iterator[HostCpu]:
         pytest.skip(reason)
     with HostCpu() as cpu:
         yield cpu
+
+
+@pytest.fixture(scope="session")
+def shared_guest() -> Iterator[SystemGuest]:
+    system = SystemGuest()
+    yield system
+    system.close()
+
+
+@pytest.fixture
+def guest(shared_guest: SystemGuest) -> SystemGuest:
+    """A small guest for system instructions, laid out anew."""
+    shared_guest.reset()
+    return shared_guest
