@@ -15,7 +15,7 @@ import struct
 from typing import Any, NamedTuple
 
 from ringfence.core.clock import ManualClock
-from ringfence.engine.api import Exit, Halt
+from ringfence.engine.api import Exit, Halt, Interrupted
 from ringfence.engine.emulate import EmulateEngine
 from ringfence.memory.guest_memory import GuestMemory
 
@@ -30,6 +30,7 @@ CODE64, DATA_SEGMENT = 0xA9B, 0xC93
 WITH_ERROR = (8, 10, 11, 12, 13, 14, 17, 21)
 USER_STACK = DATA + 0x3000
 VECTORS = 256
+MAX_INTERRUPTIONS = 100
 
 
 class Frame(NamedTuple):
@@ -187,6 +188,10 @@ class SystemGuest:
         values = self.registers(cpl) | registers
         self.engine.write_state(values)
         exit_ = self.engine.run(None)
+        for _ in range(MAX_INTERRUPTIONS):
+            if not isinstance(exit_, Interrupted):
+                break
+            exit_ = self.engine.run(None)
         state: dict[str, Any] = self.engine.read_state()
         frame = None
         if isinstance(exit_, Halt) and STUBS <= state["rip"] - 1 < STUBS + 8 * VECTORS:

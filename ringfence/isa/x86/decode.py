@@ -225,6 +225,8 @@ def _body_name(insn: iced.Instruction, text: str) -> str:
                 if register in _SEGMENT_NAMES:
                     return f"mov {register}" if k == 0 else f"mov from {register}"
         return "mov"
+    if insn.is_jmp_far_indirect or insn.is_call_far_indirect:
+        return f"{text} far"
     if text in ("push", "pop") and registers and registers[0] in _SEGMENT_NAMES:
         return f"{text} {registers[0]}"
     if text in _STRING and not any(r.startswith("xmm") for r in registers):
@@ -279,11 +281,14 @@ def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, i
         return _STRING_WIDTH[MNEMONICS[insn.mnemonic][-1]]
     if stem in ("in", "out"):
         return next(w for kind, w, _ in (operands if stem == "in" else operands[1:]) if kind == "r")
+    if stem == "retf":
+        return _FAR_RETURNS[insn.code]
     if stem in ("push", "pop", "pushf", "popf", "enter", "leave", "call", "ret", "jmp"):
         return 16 if insn.code in _WORD_STACK or (operands and operands[0][1] == 16 and operands[0][0] in "rm") else 64
     return operands[0][1] if operands and operands[0][0] in "rmxy" else 64
 
 
+_FAR_RETURNS = {Code.RETFW: 16, Code.RETFW_IMM16: 16, Code.RETFD: 32, Code.RETFD_IMM16: 32, Code.RETFQ: 64, Code.RETFQ_IMM16: 64}
 _ECX_LOOPS = frozenset(v for k, v in vars(Code).items() if isinstance(v, int) and k.startswith("LOOP") and k.endswith("_64_ECX"))
 _WORD_STACK = frozenset(
     v
