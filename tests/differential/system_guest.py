@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ringfence.core.clock import ManualClock
 from ringfence.engine.api import Exit, Halt, Interrupted
 from ringfence.engine.emulate import EmulateEngine
+from ringfence.isa.x86.state import GPR
 from ringfence.memory.guest_memory import GuestMemory
 
 from . import native_loop
@@ -135,9 +136,12 @@ class SystemGuest:
             user = USER if page << 12 >= DATA or page << 12 == USER_CODE else 0
             self.memory.write_uint(TABLES + 0x3000 + 8 * page, 8, page << 12 | PRESENT | WRITABLE | user)
         tss = descriptor(0x8B, TSS, 0x67)
-        entries = {2: descriptor(CODE64), 3: descriptor(DATA_SEGMENT), 5: descriptor(DATA_SEGMENT | 0x60), 6: descriptor(CODE64 | 0x60), 8: tss}
+        user_data, user_code = descriptor(DATA_SEGMENT | 0x60), descriptor(CODE64 | 0x60)
+        entries = {2: descriptor(CODE64), 3: descriptor(DATA_SEGMENT), 5: user_data, 6: user_code, 8: tss}
         self.memory.write(GDT, b"".join(struct.pack("<Q", entries.get(n, 0)) for n in range(32)))
-        stubs = "".join(f".balign 8, 0xcc\n{'' if n in WITH_ERROR else 'push 0'}\npush {n - 256 if n > 127 else n}\nhlt\n" for n in range(VECTORS))
+        stubs = "".join(
+            f".balign 8, 0xcc\n{'' if n in WITH_ERROR else 'push 0'}\npush {n - 256 if n > 127 else n}\nhlt\n" for n in range(VECTORS)
+        )
         self.memory.write(STUBS, assembled(stubs))
         for vector in range(VECTORS):
             self.set_gate(vector)
@@ -165,7 +169,7 @@ class SystemGuest:
     # ---- running
     def registers(self, cpl: int) -> dict[str, int]:
         """The state that programs start in."""
-        values: dict[str, int] = dict.fromkeys("rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15".split(), 0)
+        values: dict[str, int] = dict.fromkeys((name for name in GPR if name != "rsp"), 0)
         values |= {
             "cr0": 0x80050033, "cr2": 0, "cr3": TABLES, "cr4": 0x620, "efer": 0xD01, "cpl": cpl, "rflags": 2,
             "gdtr_base": GDT, "gdtr_limit": 0xFF, "idtr_base": IDT, "idtr_limit": 0xFFF, "ldtr": 0, "ldtr_limit": 0,

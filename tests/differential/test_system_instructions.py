@@ -33,7 +33,8 @@ IOPL3 = 0x3002
 @pytest.mark.parametrize(
     "text",
     [
-        "hlt", "cli", "sti", "clts", "invd", "wbinvd", "mov rax, cr0", "mov cr0, rax", "mov rax, cr2", "mov rax, cr3", "mov cr3, rax", "mov cr4, rax",
+        "hlt", "cli", "sti", "clts", "invd", "wbinvd", "mov rax, cr0", "mov cr0, rax", "mov rax, cr2", "mov rax, cr3", "mov cr3, rax",
+        "mov cr4, rax",
         "mov rax, cr8", "mov cr8, rax", "mov rax, dr0", "mov dr7, rax", "rdmsr", "wrmsr", "swapgs", "sysretq", "sysexitq", "invlpg [rax]",
         "lgdt [0x20000]", "lidt [0x20000]", "ltr ax", "lldt ax", "lmsw ax", "in al, 0x60", "out dx, eax", "insb", "outsb", "rdpmc",
     ],
@@ -113,7 +114,8 @@ def test_port_strings(guest: SystemGuest) -> None:
     [
         ("mov rax, 0x100000000\nmov cr0, rax", GP), ("mov eax, 0x80000010\nmov cr0, rax", GP), ("mov eax, 0xA0050033\nmov cr0, rax", GP),
         ("mov eax, 0x600\nmov cr4, rax", GP), ("mov rax, 0x80000000620\nmov cr4, rax", GP), ("mov eax, 0x8620\nmov cr4, rax", GP),
-        ("mov rax, 0x8000000000001000\nmov cr3, rax", GP), ("mov rax, 0x10000000000000\nmov cr3, rax", GP), ("mov eax, 16\nmov cr8, rax", GP),
+        ("mov rax, 0x8000000000001000\nmov cr3, rax", GP), ("mov rax, 0x10000000000000\nmov cr3, rax", GP),
+        ("mov eax, 16\nmov cr8, rax", GP),
         (".byte 0x0f, 0x20, 0xc8", UD), (".byte 0x0f, 0x22, 0xf8", UD), ("mov rax, 0x100000000\nmov dr7, rax", GP),
         ("mov rax, 0x100000000\nmov dr6, rax", GP),
     ],
@@ -239,10 +241,13 @@ def test_lldt(guest: SystemGuest) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("mov ax, 0x18\nmov ds, ax", None), ("xor eax, eax\nmov ds, ax", None), ("mov ax, 0x200\nmov ds, ax", (GP, 0x200)), ("mov ax, 0x40\nmov ds, ax", (GP, 0x40)),
+        ("mov ax, 0x18\nmov ds, ax", None), ("xor eax, eax\nmov ds, ax", None), ("mov ax, 0x200\nmov ds, ax", (GP, 0x200)),
+        ("mov ax, 0x40\nmov ds, ax", (GP, 0x40)),
         ("mov ax, 0x60\nmov es, ax", (NP, 0x60)), ("mov ax, 0x60\nmov ss, ax", (SS, 0x60)), ("mov ax, 0x2b\nmov ss, ax", (GP, 0x28)),
-        ("mov ax, 0x10\nmov ss, ax", (GP, 0x10)), ("xor eax, eax\nmov ss, ax", None), ("mov ax, 0x1b\nmov ss, ax", (GP, 0x18)), (".byte 0x8e, 0xc8", (UD, 0)),
-        ("mov ax, 0x2b\nmov fs, ax", None), ("push 0x18\npop gs", None), ("push 0x60\npop fs", (NP, 0x60)), ("mov ax, 0x10\nmov gs, ax", None),
+        ("mov ax, 0x10\nmov ss, ax", (GP, 0x10)), ("xor eax, eax\nmov ss, ax", None), ("mov ax, 0x1b\nmov ss, ax", (GP, 0x18)),
+        (".byte 0x8e, 0xc8", (UD, 0)),
+        ("mov ax, 0x2b\nmov fs, ax", None), ("push 0x18\npop gs", None), ("push 0x60\npop fs", (NP, 0x60)),
+        ("mov ax, 0x10\nmov gs, ax", None),
     ],
 )  # fmt: skip
 def test_segment_loads(guest: SystemGuest, text: str, expected: tuple[int, int] | None) -> None:
@@ -263,7 +268,7 @@ def test_segment_loads_in_ring_3(guest: SystemGuest) -> None:
 
 def test_lar_lsl_verr_verw(guest: SystemGuest) -> None:
     """SDM 2 LAR, LSL, VERR, VERW, on code, data, TSS, null and absent descriptors."""
-    guest.set_descriptor(0x60, descriptor(0x4F2, 0, 0x1234))  # data, ring 3, byte granular, not writable? (type 2: writable)
+    guest.set_descriptor(0x60, descriptor(0x4F2, 0, 0x1234))  # data, ring 3, limit in bytes
     guest.set_descriptor(0x68, descriptor(0xC99, 0, 0x12345))  # code, execute only
     text = "mov ax, {0}\nxor ebx, ebx\nxor ecx, ecx\nlar ebx, eax\nsetz dl\nlsl ecx, eax\nsetz dh\nverr ax\nsetz r8b\nverw ax\nsetz r9b"
 
