@@ -28,6 +28,7 @@ from ringfence.translate.block import Translator
 from ringfence.translate.code_memory import COLD_START, CodeMemory
 from ringfence.translate.layout import BUDGET, FRONT_BYTES, REGIONS, WORDS
 from ringfence.translate.lower import EXIT_KINDS
+from ringfence.translate.native_layout import NT
 from ringfence.translate.runtime import (
     LEFT_DEADLINE,
     LEFT_DEFER,
@@ -123,6 +124,7 @@ class EmulateEngine:
         msrs: MsrHandler,
         clock: Clock,
         on_progress: Progress | None = None,
+        native_translation: bool = True,
     ) -> None:
         if len(memory.regions) > layout.MAX_RAM_REGIONS:
             raise UserError("The machine has too many RAM regions for this engine.", f"Use at most {layout.MAX_RAM_REGIONS}.")
@@ -143,7 +145,7 @@ class EmulateEngine:
         self.state = VcpuState(self._code)
         self._describe_memory()
         self._put_constants()
-        self._translator = Translator(self._code, self._store, symbols)
+        self._translator = Translator(self._code, self._store, symbols, native_translation)
         self.linear = LinearMemory(self._code, self._native, self.state, mmio, read_guest_tsc)
         self.assistant = Assistant(self.state, self.linear, ports, interrupts, msrs, guest_tsc_hz())
         self._kick = ctypes.c_uint32.from_buffer(self._code.state, FRONT_BYTES + layout.SPECIAL["kick"])
@@ -361,8 +363,12 @@ class EmulateEngine:
         code, translator = self._code, self._translator
         return {
             "guest_instructions": self.guest_instructions(),
-            "blocks_translated": translator.blocks_translated,
-            "instructions_translated": translator.instructions_translated,
+            "blocks_translated": translator.blocks_translated + code.get(NT["blocks"]),
+            "instructions_translated": translator.instructions_translated + code.get(NT["instructions"]),
+            "blocks_left_to_python": {
+                "in all": translator.blocks_translated,
+                **{why: code.get(NT[why]) for why in ("unknown", "crossing", "no_template", "full")},
+            },
             "blocks_dropped": code.word("invalidated"),
             "code_cache_flushes": translator.flushes,
             "code_bytes": code.hot + code.cold - COLD_START,
@@ -373,7 +379,8 @@ class EmulateEngine:
             "lookups": code.word("lookups"),
             "links": code.word("links"),
             "exceptions_delivered": code.word("delivered"),
-            "seconds": dict(self._seconds),
+            "seconds": {**self._seconds, "translation": self._seconds["translation"] + code.get(NT["ticks"]) / guest_tsc_hz()},
+            "native_translation_seconds": code.get(NT["ticks"]) / guest_tsc_hz(),
             "exits": dict(self.exits),
         }
 
@@ -381,4 +388,6 @@ class EmulateEngine:
         if self._store.recipes_changed:
             self._translator.save_recipes()
             self._store.save_recipes()
+        if self._translator.tables is not None:
+            self._translator.tables.save()
         self._store.save()

@@ -22,8 +22,10 @@ from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, decode, decoder, des
 from ringfence.isa.x86.flags import SETTLED
 from ringfence.isa.x86.fp_available import fp_class
 from ringfence.translate.code_memory import COLD_START, FIXED_START, CodeMemory
-from ringfence.translate.layout import BLOCK_BYTES, HASH_ENTRIES, MAX_BLOCKS
+from ringfence.translate.layout import BLOCK_BYTES, FRONT_BYTES, HASH_ENTRIES, JUMP_CACHE, JUMP_CACHE_ENTRIES, MAX_BLOCKS
 from ringfence.translate.lower import RECORD, RECORD_BYTES, RECORD_IMM, RECORD_NEXT
+from ringfence.translate.native_layout import NT
+from ringfence.translate.native_tables import NativeTables
 from ringfence.translate.objects import patch, place
 from ringfence.translate.recipes import Recipe, Template, field_offset, find_template, make_recipe, piece, place_constants, recipe_of_record
 from ringfence.translate.runtime import BLOCK_CROSSING, KIND_UNCHANGED, MODE_FP_SLOW, MODE_TABLE
@@ -43,14 +45,14 @@ _LINK = struct.Struct("<HHi")
 
 
 class Translator:
-    """Translates for one vCPU.  `stubs`: addresses (offsets in the code region) of the run time's symbols."""
+    """Translates for one vCPU.  `symbols`: places in the code region of the run time's symbols.  `native`: the run time
+    translates what it knows from `tables` by itself, and comes here with the rest only."""
 
-    def __init__(self, memory: CodeMemory, store: StencilStore, symbols: dict[str, int]) -> None:
+    def __init__(self, memory: CodeMemory, store: StencilStore, symbols: dict[str, int], native: bool = False) -> None:
         self.memory = memory
         self.store = store
         self.symbols = symbols
         self.recipes: dict[bytes, Recipe] = {}
-        self.next_block = 1
         self.blocks_translated = 0
         self.instructions_translated = 0
         self.flushes = 0
@@ -59,6 +61,10 @@ class Translator:
         self.settle = piece("(settle)")
         self.leap = piece("(leap)", (("i", 64, 0),))
         self._defer = piece("(defer)")
+        self.tables: NativeTables | None = None
+        if native:
+            self.tables = NativeTables(memory, symbols, {"settle": self.settle, "leap": self.leap, "defer": self._defer})
+            memory.put(NT["enabled"], 1)
 
     # ---- recipes
     def _recipe(self, raw: bytes, insn: iced.Instruction, offsets: Any) -> Recipe:
@@ -110,12 +116,12 @@ class Translator:
         `page` is the whole guest page.  False when the first instruction runs into the next page and `second_page` (its
         RAM offset and bytes) was not given.
         """
-        if self.next_block >= MAX_BLOCKS - 1 or self.memory.hot > COLD_START - 65536 or self.memory.cold > FIXED_START - 262144:
+        if self.memory.next_block >= MAX_BLOCKS - 1 or self.memory.hot > COLD_START - 65536 or self.memory.cold > FIXED_START - 262144:
             self.flush()
         offset = va & 0xFFF
         raw = bytes(page[offset : offset + 16 * MAX_INSTRUCTIONS])
         insns = self._decode(raw, va, mode)
-        crossing = False
+        crossing = learn = False
         if not insns:
             whole = bytes(page[offset:])
             if len(whole) < MAX_INSTRUCTION_BYTES:
@@ -132,7 +138,11 @@ class Translator:
             else:
                 recipe = self._recipe(whole[: decoded.length], insn, source.get_constant_offsets(insn))
             insns = [(recipe, insn, decoded.length)]
+        else:
+            learn = self.tables is not None
         _Builder(self, va, ra, mode, insns, second_page if crossing else None).build()
+        if learn and self.tables is not None:
+            self.tables.learn(raw, va, len(insns), self._recipe, self._natives)
         self.blocks_translated += 1
         self.instructions_translated += len(insns)
         return True
@@ -177,13 +187,15 @@ class Translator:
         memory = self.memory
         self.flushes += 1
         memory.hash32[:] = _zeroes(len(memory.hash32))
-        used = self.next_block * (BLOCK_BYTES // 4)
+        used = memory.next_block * (BLOCK_BYTES // 4)
         memory.blocks32[:used] = _zeroes(used)
         for k in range(0, len(memory.pages64), 2):
             if memory.pages64[k] or memory.pages32[2 * k + 2]:
                 memory.pages64[k] = 0
                 memory.pages32[2 * k + 2] = 0
-        self.next_block = 1
+        entries = JUMP_CACHE_ENTRIES * 16
+        memory.state[FRONT_BYTES + JUMP_CACHE : FRONT_BYTES + JUMP_CACHE + entries] = struct.pack("<QQ", 1, 0) * JUMP_CACHE_ENTRIES
+        memory.next_block = 1
         memory.hot = 0
         memory.cold = COLD_START
 
@@ -205,7 +217,7 @@ class _Builder:
         self.table = mode & MODE_TABLE
         self.insns = insns
         self.second = second
-        self.index = t.next_block
+        self.index = t.memory.next_block
         self.origin = (t.memory.hot + 15 & -16) + 8  # of the head, in the code region
         self.hot = bytearray()
         self.cold = bytearray()
@@ -421,13 +433,13 @@ class _Builder:
 
     def _register(self, guest_bytes: int) -> None:
         """Writes the code and enters the block into the tables."""
-        memory, t = self.memory, self.t
+        memory = self.memory
         struct.pack_into("<I", memory.code, self.origin - 8, self.index)
         memory.code[self.origin : self.origin + len(self.hot)] = self.hot
         memory.code[self.cold_origin : self.cold_origin + len(self.cold)] = self.cold
         memory.hot = self.origin + len(self.hot)
         memory.cold = self.cold_origin + len(self.cold)
-        t.next_block += 1
+        memory.next_block = self.index + 1
         b = self.index * (BLOCK_BYTES // 4)
         blocks, page = memory.blocks32, self.ra >> 12
         slot = (self.ra ^ self.ra >> 14 ^ self.mode * 0x1F35) & HASH_ENTRIES - 1

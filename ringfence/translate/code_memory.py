@@ -16,6 +16,7 @@ import struct
 
 from ringfence.core.errors import GuestError, UserError
 from ringfence.translate import layout
+from ringfence.translate.native_layout import NT, TABLES_BYTES
 
 CODE_BYTES = 128 << 20
 COLD_START = CODE_BYTES // 2
@@ -39,10 +40,13 @@ def address_of(mapping: mmap.mmap) -> int:
 
 
 class CodeMemory:
-    """`hot`, `cold` and `fixed` are offsets of the next free byte; `rx` is where the region may be executed."""
+    """`hot`, `cold` and `fixed` are offsets of the next free byte; `rx` is where the region may be executed.
+
+    `hot`, `cold` and `next_block` are words of the state block: the native translator moves them as well."""
 
     def __init__(self, ram_pages: int) -> None:
-        self._state_fd, self.state = _memory("ringfence-vcpu", layout.state_bytes(ram_pages))
+        self.tables = layout.state_bytes(ram_pages)  # offset of the native translator's tables in the state block
+        self._state_fd, self.state = _memory("ringfence-vcpu", self.tables + TABLES_BYTES)
         self._code_fd, self.code = _memory("ringfence-code", CODE_BYTES)
         self.cpu = address_of(self.state) + layout.FRONT_BYTES
         self.rw = address_of(self.code)
@@ -53,8 +57,6 @@ class CodeMemory:
                 "A security policy forbids executable mappings of memfd; allow them for this program.",
             )
         self.rx: int = rx
-        self.hot = 0
-        self.cold = COLD_START
         self.fixed = FIXED_START
         self._constants: dict[bytes, int] = {}
         # Typed views of the tables, for single aligned stores.
@@ -62,8 +64,36 @@ class CodeMemory:
         whole = memoryview(self.state)
         self.blocks32 = whole[base + layout.BLOCKS : base + layout.PAGES].cast("I")
         self.hash32 = whole[base + layout.HASH : base + layout.BLOCKS].cast("I")
-        self.pages64 = whole[base + layout.PAGES :].cast("Q")
-        self.pages32 = whole[base + layout.PAGES :].cast("I")
+        self.pages64 = whole[base + layout.PAGES : self.tables].cast("Q")
+        self.pages32 = whole[base + layout.PAGES : self.tables].cast("I")
+        self.hot = 0
+        self.cold = COLD_START
+        self.next_block = 1
+
+    @property
+    def hot(self) -> int:
+        return self.get(NT["code_hot"])
+
+    @hot.setter
+    def hot(self, offset: int) -> None:
+        self.put(NT["code_hot"], offset)
+
+    @property
+    def cold(self) -> int:
+        return self.get(NT["code_cold"])
+
+    @cold.setter
+    def cold(self, offset: int) -> None:
+        self.put(NT["code_cold"], offset)
+
+    @property
+    def next_block(self) -> int:
+        """Number of the next block; 0 is none."""
+        return self.get(NT["next_block"])
+
+    @next_block.setter
+    def next_block(self, number: int) -> None:
+        self.put(NT["next_block"], number)
 
     def get(self, offset: int, code: str = "Q") -> int:
         """A word of the state block at an offset from the vCPU pointer."""

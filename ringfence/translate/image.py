@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 
-import ringfence.translate.runtime  # noqa: F401  (fills the registry of native functions)
+import ringfence.translate.native_translate  # noqa: F401  (fills the registry of native functions, with runtime.py)
 from ringfence.isa.x86.context import Form
 from ringfence.translate import native, stubs
 from ringfence.translate.code_memory import CodeMemory

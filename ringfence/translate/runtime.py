@@ -87,6 +87,11 @@ def n_deliver(cpu: int, data: int) -> int:
     raise TypeError("compiled only")
 
 
+def translate_block(cpu: int, p: int, ra: int, mode: int) -> int:
+    """The native translator, of native_translate.py."""
+    raise TypeError("compiled only")
+
+
 @native
 def region_of(cpu: int, pa: int) -> int:
     """The region record that holds a guest physical address, or 0."""
@@ -633,6 +638,8 @@ def dispatch(cpu: int) -> int:
                 continue
         ra = ram_offset(cpu, va + ld64(e + 24))
         b = find_block(cpu, ra, mode)
+        if b == 0:
+            b = translate_block(cpu, va + ld64(e + 24), ra, mode)
         if b == 0:
             st64(cpu + WORDS["cur_phys"], ra)
             st64(cpu + WORDS["exit_reason"], LEFT_TRANSLATE)

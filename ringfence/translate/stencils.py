@@ -94,7 +94,7 @@ def cache_folder() -> Path:
 # What stencils are made from, and what the run time is made from besides.
 _STENCIL_SOURCES = ("ir/*.py", "isa/x86/*.py", "translate/lower*.py", "translate/layout.py", "translate/objects.py")
 _RECIPE_SOURCES = ("translate/recipes.py",)
-_RUNTIME_SOURCES = ("translate/native.py", "translate/runtime.py", "translate/stubs.py")
+_RUNTIME_SOURCES = ("translate/native*.py", "translate/runtime.py", "translate/stubs.py", "translate/code_memory.py")
 
 
 def sources_digest(*patterns: str) -> str:
