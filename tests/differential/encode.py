@@ -52,6 +52,7 @@ _IMMEDIATE = {
     "IMM8": 1, "IMM8SEX16": 1, "IMM8SEX32": 1, "IMM8SEX64": 1, "IMM16": 2, "IMM32": 4, "IMM32SEX64": 4, "IMM64": 8,
 }  # fmt: skip
 _BRANCH = {"BR64_1": 1, "BR64_4": 4}
+SAME_REGISTER = 0.15  # how often both register operands are the same
 EDGE_BYTES = (0, 1, 2, 7, 8, 15, 16, 31, 32, 63, 64, 0x7F, 0x80, 0xFF)
 
 
@@ -102,9 +103,14 @@ def has_register_shape(code: int) -> bool:
     return not any(name in ("MEM", "MEM_OFFS") for name in operand_names(code))
 
 
-def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", plain: bool = False) -> bytes:
+def in_opcode(code: int) -> int:
+    """How many registers the opcode byte itself can name; 0 when none."""
+    return max((_IN_OPCODE.get(name, 0) for name in operand_names(code)), default=0)
+
+
+def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", plain: bool = False, register: int | None = None) -> bytes:
     """One instance.  `memory`: the ModRM operand is in memory (where the code leaves the choice); `prefixes` go in front
-    (F0, F2, F3, 65, 67); `plain`: no REX prefix and so only the first eight registers."""
+    (F0, F2, F3, 65, 67); `plain`: no REX prefix and so only the first eight registers; `register`: the one in the opcode."""
     oi = info(code)
     names = operand_names(code)
     top = 8 if plain else 16
@@ -120,15 +126,13 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
     rm: int | None = oi.rm_group_index if oi.rm_group_index >= 0 else None
     needs_modrm = oi.group_index >= 0 or oi.rm_group_index >= 0
     memory_part: tuple[int, int, bytes] | None = None
-    high_byte = False
+    reg_number = next((rng.randrange(min(_IN_REG[name], top)) for name in names if name in _IN_REG), -1)
     for name in names:
         if name in _IN_REG:
-            n = rng.randrange(min(_IN_REG[name], top))
-            reg, rex = n & 7, rex | (n >> 3) << 2
+            reg, rex = reg_number & 7, rex | (reg_number >> 3) << 2
             needs_modrm = True
-            high_byte |= name == "R8_REG" and 4 <= n < 8
         elif name in _IN_OPCODE:
-            n = rng.randrange(min(_IN_OPCODE[name], top))
+            n = rng.randrange(min(_IN_OPCODE[name], top)) if register is None else register
             opcode = opcode[:-1] + bytes([opcode[-1] + (n & 7)])
             rex |= n >> 3
         elif _modrm(name):
@@ -138,6 +142,8 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
                 rex |= memory_part[1]
             else:
                 n = rng.randrange(min(8 if name.startswith("MM") else 16, top))
+                if rng.random() < SAME_REGISTER and 0 <= reg_number < (8 if name.startswith("MM") else top):
+                    n = reg_number
                 rm, rex = n & 7, rex | n >> 3
         elif name == "MEM_OFFS":
             width = 4 if b"\x67" in head else 8

@@ -15,7 +15,7 @@ from ringfence.isa.x86 import bodies  # noqa: F401  (fills INSTRUCTIONS)
 from ringfence.isa.x86.context import INSTRUCTIONS
 from ringfence.isa.x86.decode import Decoded, decode
 
-from .encode import CODE_NAMES, encodable, encode, has_memory_shape, has_register_shape, info, operand_names, place
+from .encode import CODE_NAMES, encodable, encode, has_memory_shape, has_register_shape, in_opcode, info, operand_names, place
 from .records import CODE_ADDR, SLOT_BYTES, SLOT_ENTRY
 
 _DIFFERS = "its result is the host's own and not the CPU model's"
@@ -83,6 +83,7 @@ class Shape(NamedTuple):
     code: int
     memory: bool
     prefixes: bytes
+    register: int | None = None  # the register in the opcode byte: every one has a shape of its own
 
 
 def shapes() -> Iterator[Shape]:
@@ -95,11 +96,11 @@ def shapes() -> Iterator[Shape]:
             if not (has_memory_shape(code) if memory else has_register_shape(code)):
                 continue
             for prefixes in _prefixes(code, memory):
-                for _ in range(8):  # a draw may hit another code's encoding (NOP within XCHG, say)
-                    instance = build(Shape(code, memory, prefixes), 0, probe)
-                    if instance is not None:
-                        yield Shape(code, memory, prefixes)
-                        break
+                for register in range(in_opcode(code)) or (None,):
+                    shape = Shape(code, memory, prefixes, register)
+                    # A draw may hit another code's encoding (NOP within XCHG, say).
+                    if any(build(shape, 0, probe) is not None for _ in range(8)):
+                        yield shape
 
 
 def _prefixes(code: int, memory: bool) -> list[bytes]:
@@ -126,7 +127,9 @@ def entry_of(slot: int) -> int:
 def build(shape: Shape, slot: int, rng: random.Random) -> Instance | None:
     """A random instance; None when the draw is not of this shape or is excluded."""
     entry = entry_of(slot)
-    raw = place(encode(shape.code, rng, shape.memory, shape.prefixes, plain=rng.random() < 0.3), entry, rng, aligned=rng.random() < 0.9)
+    plain = rng.random() < 0.3 and (shape.register or 0) < 8
+    encoded = encode(shape.code, rng, shape.memory, shape.prefixes, plain, shape.register)
+    raw = place(encoded, entry, rng, aligned=rng.random() < 0.9)
     if len(raw) > 15:
         return None
     return parse(raw, slot, shape.code)
