@@ -10,18 +10,18 @@ import ringfence.translate.native_translate  # noqa: F401  (fills the registry o
 from ringfence.isa.x86.context import Form
 from ringfence.translate import native, stubs
 from ringfence.translate.code_memory import CodeMemory
-from ringfence.translate.objects import compile_object, place
+from ringfence.translate.objects import Linkable, compile_object, place, read_linkable
 from ringfence.translate.stencils import Progress, StencilStore, runtime_digest
 
 _DELIVER = Form("(deliver)", 64, ())
 
 
-def runtime_object(store: StencilStore) -> bytes:
-    """The object of stubs and run-time functions, from the cache or compiled."""
+def runtime_object(store: StencilStore) -> Linkable:
+    """The stubs and run-time functions, from the cache or compiled."""
     name = f"run time {runtime_digest()}"
     if name not in store.natives:
         text = stubs.module_asm() + "\n" + native.module({"n_deliver": 2})
-        store.put_native(name, compile_object(text, "full"))
+        store.put_native(name, read_linkable(compile_object(text, "full")))
     return store.natives[name]
 
 

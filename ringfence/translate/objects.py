@@ -129,11 +129,13 @@ def patch(buffer: bytearray | memoryview, offset: int, type: int, value: int) ->
         raise ValueError(f"relocation type {type} is not supported")
 
 
-def place(data: bytes, base: int, externals: dict[str, int]) -> tuple[bytes, dict[str, int]]:
-    """Links a whole object for address `base` (constants behind the code); returns its bytes and its symbols.
+# A whole object as plain data: bytes (code, constants behind it), symbols with their offsets, and relocations: where, type,
+# external symbol (empty: the object itself), addend.
+Linkable = tuple[bytes, tuple[tuple[str, int], ...], tuple[tuple[int, int, str, int], ...]]
 
-    `externals` gives the addresses of symbols defined elsewhere; an unknown symbol is a build error.
-    """
+
+def read_linkable(data: bytes) -> Linkable:
+    """An ELF object as plain data."""
     elf = ELFFile(io.BytesIO(data))
     table: Any = elf.get_section_by_name(".symtab")
     sections = list(elf.iter_sections())
@@ -144,21 +146,29 @@ def place(data: bytes, base: int, externals: dict[str, int]) -> tuple[bytes, dic
         image += bytes(-len(image) % 64)
         offsets[k] = len(image)
         image += sections[k].data()
-
-    def address(symbol: Any) -> int:
-        if isinstance(symbol["st_shndx"], int):
-            return base + offsets[symbol["st_shndx"]] + int(symbol["st_value"])
-        if symbol.name not in externals:
-            raise ValueError(f"{symbol.name} is not defined")
-        return externals[symbol.name]
-
+    found: list[tuple[int, int, str, int]] = []
     for k in order:
         relocations: Any = elf.get_section_by_name(".rela" + sections[k].name)
         for r in relocations.iter_relocations() if relocations else ():
-            where = offsets[k] + r["r_offset"]
-            value = address(table.get_symbol(r["r_info_sym"])) + r["r_addend"]
-            if r["r_info_type"] in RELATIVE:
-                value -= base + where
-            patch(image, where, r["r_info_type"], value)
-    symbols = {s.name: address(s) - base for s in table.iter_symbols() if s.name and s["st_shndx"] in offsets}
-    return bytes(image), symbols
+            symbol = table.get_symbol(r["r_info_sym"])
+            inside = isinstance(symbol["st_shndx"], int)
+            own = offsets[symbol["st_shndx"]] + int(symbol["st_value"]) if inside else 0
+            found.append((offsets[k] + r["r_offset"], r["r_info_type"], "" if inside else symbol.name, own + r["r_addend"]))
+    named = [s for s in table.iter_symbols() if s.name and s["st_shndx"] in offsets]
+    symbols = tuple((s.name, offsets[s["st_shndx"]] + int(s["st_value"])) for s in named)
+    return bytes(image), symbols, tuple(found)
+
+
+def place(linkable: Linkable, base: int, externals: dict[str, int]) -> tuple[bytes, dict[str, int]]:
+    """Links a whole object for address `base`; returns its bytes and its symbols as offsets in them.
+
+    `externals` gives the addresses of symbols defined elsewhere; an unknown symbol is a build error.
+    """
+    code, symbols, relocations = linkable
+    image = bytearray(code)
+    for where, type, external, value in relocations:
+        if external and external not in externals:
+            raise ValueError(f"{external} is not defined")
+        value += externals[external] if external else base
+        patch(image, where, type, value - base - where if type in RELATIVE else value)
+    return bytes(image), dict(symbols)

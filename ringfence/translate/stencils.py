@@ -24,7 +24,7 @@ import ringfence.isa.x86.bodies  # noqa: F401  (fills INSTRUCTIONS)
 from ringfence.core.trace import tracer
 from ringfence.isa.x86.context import Context, Form, MemForm, trace_form
 from ringfence.translate.lower import Lowering, module
-from ringfence.translate.objects import Code, Hole, compile_object, host_features, read_object
+from ringfence.translate.objects import Code, Hole, Linkable, compile_object, host_features, read_linkable, read_object
 
 trace = tracer("stencils")
 
@@ -73,11 +73,11 @@ def compile_keys(keys: Iterable[Key]) -> list[Code]:
     return [compiled[name] for name in names]
 
 
-def compile_native(form: Form) -> bytes:
-    """The object of a form's native function, whose symbol is `f`."""
+def compile_native(form: Form) -> Linkable:
+    """A form's native function, whose symbol is `f`."""
     lowering = Lowering("f", trace_form(form), "native", {})
     text = lowering.function()
-    return compile_object(module([text], lowering.declarations, lowering.holes, stencil=False))
+    return read_linkable(compile_object(module([text], lowering.declarations, lowering.holes, stencil=False)))
 
 
 def host_cpus() -> int:
@@ -161,7 +161,7 @@ class StencilStore:
 
     def __init__(self) -> None:
         self.codes: dict[str, Code] = {}
-        self.natives: dict[str, bytes] = {}
+        self.natives: dict[str, Linkable] = {}
         self.recipes: dict[bytes, Any] = {}  # of translate/recipes.py, as plain data
         self.recipes_changed = False
         self.compiled_forms = 0
@@ -233,11 +233,11 @@ class StencilStore:
         self._dirty |= bool(missing)
         self.compile_ns += time.perf_counter_ns() - start
 
-    def put_native(self, name: str, data: bytes) -> None:
+    def put_native(self, name: str, data: Linkable) -> None:
         self.natives[name] = data
         self._dirty = True
 
-    def native(self, form: Form) -> bytes:
+    def native(self, form: Form) -> Linkable:
         text = key_text(Key(form))
         if text not in self.natives:
             start = time.perf_counter_ns()
