@@ -72,6 +72,8 @@ from ringfence.translate.native_layout import (
     STEPS_CARRY,
     SYMBOLS,
     T_FIRST_HOLE,
+    T_NEXT,
+    T_VARIANT,
     TABLES_BYTES,
     TAIL,
     TAIL_BYTES,
@@ -322,7 +324,7 @@ class NativeTables:
                 raise Unsuitable("no room")
             for slot, (field, low_bit) in recipe.binds.items():
                 struct.pack_into("<i", record, RECORD[slot], field_offset(field, low_bit))
-        at = self._end
+        at = self._end = self._end + RECIPE_BYTES - 1 & -RECIPE_BYTES  # one cache line
         data = bytearray(RECIPE_BYTES)
         _RECIPE.pack_into(data, 0, low, high, flags, disp_bytes, imm_bytes, number, 0, recipe.bulk, slots or bytes(6), 0, self._last)
         if recipe.native or recipe.bulk:
@@ -347,27 +349,25 @@ class NativeTables:
 
     def _add_templates(self, at: int, recipe: Recipe) -> None:
         """Appends the templates that the recipe got since."""
-        state, where = self.memory.state, self.base + at
-        if struct.unpack_from("<H", state, where + R_TEMPLATES)[0] == len(recipe.templates):
+        state, last = self.memory.state, self.base + at + R_TEMPLATE
+        if struct.unpack_from("<H", state, self.base + at + R_TEMPLATES)[0] == len(recipe.templates):
             return
-        first = struct.unpack_from("<I", state, where + R_TEMPLATE)[0]
         known = set()
-        t = first
-        while t:
-            following, variant = struct.unpack_from("<IB", state, self.base + t)
-            known.add(variant)
-            t = following
+        while t := struct.unpack_from("<I", state, last)[0]:
+            last = self.base + t + T_NEXT
+            known.add(state[self.base + t + T_VARIANT])
         for name, template in recipe.templates.items():
             if variant_number(*name) not in known:
-                data = self._pack(template, variant_number(*name), first)
+                data = self._pack(template, variant_number(*name))
                 if self._end + len(data) > TABLES_BYTES - 4096:
                     raise Unsuitable("no room")
-                first = self._end
-                self._put(first, data)
-        struct.pack_into("<I", state, where + R_TEMPLATE, first)
-        struct.pack_into("<H", state, where + R_TEMPLATES, len(recipe.templates))
+                t = self._end
+                self._put(t, data)
+                struct.pack_into("<I", state, last, t)
+                last = self.base + t + T_NEXT
+        struct.pack_into("<H", state, self.base + at + R_TEMPLATES, len(recipe.templates))
 
-    def _pack(self, template: Template, variant: int, following: int) -> bytes:
+    def _pack(self, template: Template, variant: int) -> bytes:
         t = template
         holes = [(at, H_DISP, 4, addend, 0) for at, addend in t.displacements]
         holes += [(at, H_IMM, _WIDTHS[type], addend, slot) for at, type, slot, addend in t.immediates]
@@ -377,7 +377,7 @@ class NativeTables:
         kind = KIND_UNCHANGED if t.kind_out is None else t.kind_out
         taken = NO_TAKEN if t.taken_at < 0 else t.taken_at
         try:
-            head = _TEMPLATE.pack(following, variant, kind, len(t.code), taken, len(holes))
+            head = _TEMPLATE.pack(0, variant, kind, len(t.code), taken, len(holes))
             packed = b"".join(_HOLE.pack(*h) for h in holes)
         except struct.error as error:
             raise Unsuitable(f"its template: {error}") from error
