@@ -22,8 +22,8 @@ DEADLINE_NS = 20_000_000
 TURNS = 3
 _PLACES = (0, TABLES, TABLES + 0x3000, GDT, IDT, TSS, KERNEL_CODE, USER_CODE, DATA, DATA + 0xFF8, RAM_BYTES - 8, 1 << 47, (1 << 64) - 8)
 _SYSTEM = (
-    "MOV_CR", "MOV_DR", "MOV_SREG", "MOV_R64_CR", "MOV_R64_DR", "L", "S", "INV", "IRET", "RETF", "JMP", "CALL", "WRMSR", "RDMSR", "CL", "INT",
-    "POPF",
+    "MOV_CR", "MOV_DR", "MOV_SREG", "MOV_R64_CR", "MOV_R64_DR", "L", "S", "INV", "IRET", "RETF", "JMP", "CALL", "WRMSR", "RDMSR", "CL",
+    "INT", "POPF",
 )  # fmt: skip
 SYSTEM_CODES = [code for code in encodable() if CODE_NAMES[code].startswith(_SYSTEM)]
 
@@ -61,7 +61,8 @@ def test_the_engine_always_comes_back(guest: SystemGuest, seed: int) -> None:
         ring = rng.choice((0, 0, 3))
         guest.memory.write(USER_CODE if ring else KERNEL_CODE, program(rng, ring))
         for _ in range(rng.randrange(4)):  # wild descriptors and page-table entries
-            guest.memory.write_uint(GDT + 8 * rng.randrange(32), 8, descriptor(rng.getrandbits(12), rng.getrandbits(32), rng.getrandbits(20)))
+            wild = descriptor(rng.getrandbits(12), rng.getrandbits(32), rng.getrandbits(20))
+            guest.memory.write_uint(GDT + 8 * rng.randrange(32), 8, wild)
             guest.memory.write_uint(TABLES + 8 * rng.randrange(2048), 8, rng.getrandbits(64) if rng.random() < 0.1 else rng.getrandbits(22))
         values = guest.registers(ring)
         names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
