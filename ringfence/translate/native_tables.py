@@ -196,6 +196,9 @@ class NativeTables:
         """Keeps what was learnt for the next run."""
         if not self.changed:
             return
+        kept = read_cache(self._path)
+        if kept is not None and kept[5] > self._count:
+            return  # another process has learnt more meanwhile; what only this one met is learnt again when it is met
         functions = [(f.name, f.size, f.operands, tuple(f.mem), f.imms, f.lock, f.mode) for f in self._functions]
         pieces = [self.memory.get(NT[name]) for name in self._pieces]
         records = bytes(self.memory.state[self.base + RECORDS : self.base + self._end])

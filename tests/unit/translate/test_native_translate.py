@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import random
 import struct
@@ -13,15 +14,18 @@ import iced_x86 as iced
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from ringfence.engine.emulate import shared_store
+from ringfence.engine.emulate import EmulateEngine, shared_store
 from ringfence.memory.guest_memory import GuestMemory
 from ringfence.translate import image
 from ringfence.translate.block import Translator
 from ringfence.translate.code_memory import CodeMemory
-from ringfence.translate.layout import BLOCK_BYTES, BLOCKS, FRONT_BYTES, HASH, HASH_ENTRIES, PAGES, REGIONS
+from ringfence.translate.layout import BLOCK_BYTES, BLOCKS, FRONT_BYTES, HASH, HASH_ENTRIES, JUMP_CACHE, MAX_BLOCKS, PAGES, REGIONS, TLB
 from ringfence.translate.native_layout import NT
 from ringfence.translate.native_tables import NativeTables
 from ringfence.translate.runtime import MODE_FP_SLOW
+
+from ...differential import system_guest
+from ...differential.system_guest import DATA
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="translated code is that of an x86-64 host")
 
@@ -158,3 +162,139 @@ def test_same_bytes_as_the_python_translator(tmp_path: Path) -> None:
     assert sum(bool(again.run(va + s, (va & 0xFFF) + s, MODES[k % len(MODES)], native=True)) for k, s in enumerate(starts)) >= done // 2
     assert again.memory.get(NT["blocks"]) > before
     assert walk(again, starts, va, MODES) == (done, left)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Without guest code: RAM is zeroes."""
+    return Bench(tmp_path / "blocks.bin", b"")
+
+
+def hostile_bytes(seed: int, size: int) -> bytes:
+    """Prefixes in heaps, all opcode maps, any operands."""
+    choice = random.Random(seed)
+    prefixes = bytes.fromhex("66 67 f2 f3 f0 2e 64 65 48 41 44 4f 40")
+    out = bytearray()
+    while len(out) < size:
+        out += bytes(choice.choices(prefixes, k=choice.choice((0, 0, 0, 1, 1, 2, 3, choice.randrange(16)))))
+        out += choice.choice((b"", b"", b"\x0f", b"\x0f", b"\x0f\x38", b"\x0f\x3a")) if choice.random() < 0.5 else b""
+        out.append(choice.randrange(256))
+        out += choice.randbytes(choice.choice((1, 2, 3, 6, 10)))
+    return bytes(out[:size])
+
+
+def test_hostile_bytes(bench: Bench) -> None:
+    code = hostile_bytes(5, 40960)
+    bench.region.view[: len(code)] = code
+    choice = random.Random(6)
+    starts = [choice.randrange(len(code)) for _ in range(150)]
+    done, left = walk(bench, starts, 0x7FFF_FFFF_F000, MODES)
+    assert done > 30
+    assert left > 30  # most of it is not an instruction at all
+
+
+def test_at_the_end_of_a_page(bench: Bench) -> None:
+    """Nothing behind the page is read, also behind the last page of RAM; what crosses is left to Python."""
+    code = bytes.fromhex("48 89 c3  48 8b 84 c8 10 20 30 40  66 c7 00 34 12  0f b6 c0  90 90")
+    for page in (0x5000, RAM_BYTES - 4096):
+        bench.region.view[page + 4096 - len(code) : page + 4096] = code
+        for offset in range(len(code)):
+            done = bench.compare(KERNEL_BASE + page + 4096 - len(code) + offset, page + 4096 - len(code) + offset, 0)
+            assert done or offset not in (0, 3, 11, 16, 19, 20)
+        bench.region.view[page + 4096 - 5 : page + 4096] = code[3:8]
+        assert bench.run(KERNEL_BASE + page + 4091, page + 4091, 0, native=True) is None
+
+
+def test_targets_beyond_either_end_of_the_address_space(bench: Bench) -> None:
+    for k, code in enumerate(("e9 00 00 00 80", "0f 84 f0 ff ff 7f", "48 8d 05 00 00 00 80", "48 8b 05 ff ff ff 7f", "eb 80", "e2 7f")):
+        ra = 0x2000 + 64 * k
+        bench.region.view[ra : ra + 16] = bytes.fromhex(code).ljust(16, b"\xf4")
+        for va in (0, (1 << 64) - 4096):
+            assert bench.compare(va + (ra & 0xFFF), ra, 0)
+
+
+def test_switched_off(bench: Bench) -> None:
+    bench.region.view[0x1000] = 0xF4
+    assert bench.compare(0x1000, 0x1000, 0)
+    bench.memory.put(NT["enabled"], 0)
+    assert bench.native(0x1000, 0) == 0
+
+
+def test_a_page_with_its_first_code_is_protected(bench: Bench) -> None:
+    memory = bench.memory
+    bench.region.view[0x1000:0x1002] = b"\x90\xf4"
+    assert bench.compare(0x1000, 0x1000, 0)
+    for n, value in enumerate((0x1000, 0x1000, 1, bench.region.host_addr)):
+        memory.put(TLB + 0x20 + 8 * n, value)
+    assert bench.native(0x1000, 0)
+    assert [memory.get(TLB + 0x20 + 8 * n) for n in range(3)] == [0x1000, 1, 1]
+
+
+def test_full_tables_are_left_to_python(bench: Bench) -> None:
+    memory = bench.memory
+    bench.region.view[0x1000] = 0xF4
+    assert bench.compare(0x1000, 0x1000, 0)
+    memory.put(JUMP_CACHE, 0x1234)
+    memory.next_block = MAX_BLOCKS - 1
+    assert bench.native(0x1000, 0) == 0
+    assert bench.python(0x1000, 0x1000, 0)
+    assert bench.translator.flushes == 1
+    assert memory.next_block == 2
+    assert memory.get(JUMP_CACHE) == 1, "the jump cache leads to code that is gone"
+
+
+PROGRAM = f"""
+    mov ecx, 40
+    xor eax, eax
+    mov ebx, 0x1234567
+again:
+    imul rbx, rbx, 0x5851F42D
+    add rax, rbx
+    adc rdx, 0
+    ror rax, 7
+    call leaf
+    mov rsi, {DATA:#x}
+    mov [rsi + 8 * rcx], rax
+    add byte ptr [rip + patched + 1], 1
+patched:
+    mov bl, 5
+    loop again
+    mov edi, {DATA + 0x1000:#x}
+    mov ecx, 41
+    rep movsq
+    cvtsi2sd xmm0, rax
+    sqrtsd xmm0, xmm0
+    movq r8, xmm0
+    pushfq
+    pop r9
+    xor ecx, ecx
+    div ecx
+leaf:
+    cmp rax, rbx
+    jl 1f
+    xchg al, ah
+1:  setbe dl
+    ret
+"""
+
+
+@pytest.mark.parametrize("cpl", [0, 3])
+def test_the_engine_with_and_without(cpl: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops, calls, self-modifying code, strings, floating point, a fault: the same registers, frame and instruction count."""
+    results = []
+    for native in (False, True):
+        engine = functools.partial(EmulateEngine, native_translation=native)
+        monkeypatch.setattr(system_guest, "EmulateEngine", engine)
+        guest = system_guest.SystemGuest()
+        counts = []
+        for _ in range(3):  # the first time, what is not yet in the tables is learnt
+            before = guest.engine.guest_instructions()
+            result = guest.run(PROGRAM, cpl)
+            assert result.frame is not None
+            assert result.frame.vector == 0
+            counts.append((guest.engine.guest_instructions() - before, result.registers, result.frame))
+        figures = guest.engine.stats()
+        left = figures["blocks_left_to_python"]["in all"]
+        assert left < figures["blocks_translated"] if native else left == figures["blocks_translated"]
+        results.append(counts)
+    assert results[0] == results[1]
