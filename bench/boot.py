@@ -38,6 +38,7 @@ echo {MARK}
 """
 TIMEOUT_S = 120.0
 GRACE_S = 5.0
+QEMU_OPTIONS = ("-accel", "tcg,thread=single", "-m", "512", "-nographic", "-no-reboot")
 
 
 def time_to_mark(command: list[str], mark: bytes) -> float:
@@ -77,7 +78,17 @@ def debian(folder: Path) -> tuple[list[str], list[str], bytes]:
     ours += ["--memory", "512M", "--board", "microvm"]
     # Without kvmclock the kernel must be told the TSC's rate: this machine model has no timer that it could measure it with.
     early = f" tsc_early_khz={guest_tsc_hz() // 1000} lpj={guest_tsc_hz() // 250}"
-    qemu = ["qemu-system-x86_64", "-M", "microvm,rtc=on,pit=on,pic=on", "-accel", "tcg,thread=single", "-m", "512", "-nographic", "-no-reboot"]
+    qemu = [
+        "qemu-system-x86_64",
+        "-M",
+        "microvm,rtc=on,pit=on,pic=on",
+        "-accel",
+        "tcg,thread=single",
+        "-m",
+        "512",
+        "-nographic",
+        "-no-reboot",
+    ]
     qemu += ["-kernel", str(elf), "-initrd", str(initrd), "-append", append + early]
     return ours, qemu, MARK.encode()
 
@@ -91,7 +102,7 @@ def alpine_shell(folder: Path) -> tuple[list[str], list[str], bytes]:
     disk = folder / "disk.qcow2"
     shutil.copy(files.disk, disk)
     ours = [sys.executable, "-m", "ringfence", "run", "alpine"]
-    qemu = ["qemu-system-x86_64", "-M", "pc", "-accel", "tcg,thread=single", "-m", "512", "-nographic", "-no-reboot"]
+    qemu = ["qemu-system-x86_64", "-M", "pc", *QEMU_OPTIONS]
     qemu += ["-kernel", str(files.kernel), "-initrd", str(initrd), "-append", recipe.append]
     qemu += ["-drive", f"file={disk},format=qcow2,if=virtio,snapshot=on"]
     return ours, qemu, b"alpine:~# "
@@ -135,8 +146,8 @@ def main() -> None:
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"Wall time, median (range) of {options.runs} runs in turn; ratio: median of the pairs. {version}; Python {platform.python_version()};",
-        f"{os.cpu_count()} CPUs. The first start includes what the caches were missing.",
+        f"Wall time, median (range) of {options.runs} runs in turn; ratio: median of the pairs. {version};",
+        f"Python {platform.python_version()}; {os.cpu_count()} CPUs. The first start includes what the caches were missing.",
     ]
     print("\n".join(table))
     if options.write:

@@ -49,6 +49,7 @@ _NMI = 2
 _PAGE_FAULT = 14
 _OUT = EXIT_KINDS.index("out")
 _U64 = ctypes.c_uint64
+_INTERPRETED = (LEFT_DEFER, LEFT_STEP)
 _NATIVE = {
     "s_enter": 1,
     "inject": 2,
@@ -196,7 +197,7 @@ class EmulateEngine:
                     return fault
             elif reason == LEFT_EXIT:
                 self._port_io()
-            elif reason == LEFT_DEFER or reason == LEFT_STEP:
+            elif reason in _INTERPRETED:
                 exits["interpreted"] = exits.get("interpreted", 0) + 1
                 result = self._assist()
                 if result is not None:
@@ -335,7 +336,8 @@ class EmulateEngine:
 
     def _why_shutdown(self) -> str:
         first, last = self._code.word("first_fault"), self.state["exc_vector"]
-        return f"exception {first} could not be delivered; the last one was {last}, error {self.state['exc_error']:#x}, at RIP {self.state['rip']:#x}"
+        where = f"error {self.state['exc_error']:#x}, at RIP {self.state['rip']:#x}"
+        return f"exception {first} could not be delivered; the last one was {last}, {where}"
 
     def _dma(self, guest_addr: int, size_bytes: int) -> None:
         """Bytes of RAM changed from outside of translated code."""

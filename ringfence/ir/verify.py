@@ -17,7 +17,8 @@ def verify(ops: list[Op]) -> list[str]:
     def check(sequence: list[Op], stored: bool, top: bool) -> bool:
         for k, op in enumerate(sequence):
             if op.sub:
-                stored = any([check(sub, stored, False) for sub in op.sub]) or stored
+                outcomes = [check(sub, stored, False) for sub in op.sub]
+                stored = stored or any(outcomes)
                 continue
             if op.op in FALLIBLE and stored and not op.at.get("safe") and "window" not in op.at:
                 problems.append(f"%{op.id} {op.op} can fail after a store")

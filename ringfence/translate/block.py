@@ -84,8 +84,9 @@ class Translator:
             return found
         for name in (prefix, key):
             record = self.store.recipes.get(name)
-            if record is not None and (name is key or not record[1]):
-                found = self.recipes[name] = recipe_of_record(record)
+            found = recipe_of_record(record) if record is not None else None
+            if found is not None and (name is key or not found.form_immediates):
+                self.recipes[name] = found
                 if found.form_immediates:
                     self.recipes[prefix] = found
                 return found
@@ -207,7 +208,9 @@ def _zeroes(n: int) -> memoryview:
 class _Builder:
     """One block being put together."""
 
-    def __init__(self, t: Translator, va: int, ra: int, mode: int, insns: list[tuple[Recipe, Any, int]], second: tuple[int, memoryview] | None) -> None:
+    def __init__(
+        self, t: Translator, va: int, ra: int, mode: int, insns: list[tuple[Recipe, Any, int]], second: tuple[int, memoryview] | None
+    ) -> None:
         self.t = t
         self.memory = t.memory
         self.symbols = t.symbols

@@ -26,6 +26,7 @@ ARGUMENTS = ("cpu", "fr", "fa", *(f"a{k}" for k in range(len(PINNED))))
 HOST_REGISTERS = ("r12", "r13", "r14", "r15", "rdi", "rsi", "rdx", "rcx", "r8", "r9")  # of preserve_nonecc, in order
 SIGNATURE = "ptr" + ", i64" * (len(ARGUMENTS) - 1)
 PARAMETERS = "ptr noalias %cpu, " + ", ".join(f"i64 %{a}" for a in ARGUMENTS[1:])
+CLOBBERS = "~{r10},~{r11},~{flags},~{memory}"  # of a probe
 ENDINGS = ("CONT", "TAKEN", "FAULT", "EXIT", "LOOKUP")
 
 # Status that a native function returns.
@@ -175,7 +176,7 @@ class Lowering:
         inputs = ", ".join(f"i64 %{a}" for a in ARGUMENTS[1:])
         regs = ",".join(f"{{{r}}}" for r in HOST_REGISTERS)
         p = self.op(
-            f'call i64 asm sideeffect "{probe}", "={{rax}},{{rax}},{regs},~{{r10}},~{{r11}},~{{flags}},~{{memory}}"(i64 {address}, ptr %cpu, {inputs})'
+            f'call i64 asm sideeffect "{probe}", "={{rax}},{{rax}},{regs},{CLOBBERS}"(i64 {address}, ptr %cpu, {inputs})'
         )
         return self.op(f"inttoptr i64 {p} to ptr")
 
@@ -202,7 +203,7 @@ class Lowering:
             move = "movups %xmm0,(%rax)" if w == 128 else "movq %xmm0,(%rax); pextrw $$4,%xmm0,8(%rax)"
             where, operand = "{xmm0}", f"<2 x i64> {vector}"
         self.op(
-            f'call i64 asm sideeffect "{self._probe(size, "W")}; {move}", "={{rax}},{{rax}},{where},{regs},~{{r10}},~{{r11}},~{{flags}},~{{memory}}"'
+            f'call i64 asm sideeffect "{self._probe(size, "W")}; {move}", "={{rax}},{{rax}},{where},{regs},{CLOBBERS}"'
             f"(i64 {address}, {operand}, ptr %cpu, {inputs})"
         )
 

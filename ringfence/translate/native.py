@@ -21,8 +21,18 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-_BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.FloorDiv: "udiv", ast.Mod: "urem",
-           ast.LShift: "shl", ast.RShift: "lshr"}
+_BINARY = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.BitAnd: "and",
+    ast.BitOr: "or",
+    ast.BitXor: "xor",
+    ast.FloorDiv: "udiv",
+    ast.Mod: "urem",
+    ast.LShift: "shl",
+    ast.RShift: "lshr",
+}
 _COMPARE = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "ult", ast.LtE: "ule", ast.Gt: "ugt", ast.GtE: "uge"}
 
 
@@ -121,7 +131,9 @@ class _Compiler:
                 self.line(f"store i64 {self.expression(node.value)}, ptr {self.locals[name]}")
             case ast.AugAssign(target=ast.Name(id=name)):
                 old = self.op(f"load i64, ptr {self.locals[name]}")
-                self.line(f"store i64 {self.op(f'{_BINARY[type(node.op)]} i64 {old}, {self.expression(node.value)}')}, ptr {self.locals[name]}")
+                self.line(
+                    f"store i64 {self.op(f'{_BINARY[type(node.op)]} i64 {old}, {self.expression(node.value)}')}, ptr {self.locals[name]}"
+                )
             case ast.Return():
                 self.line(f"ret i64 {self.expression(node.value) if node.value else 0}")
                 self.terminated = True
@@ -220,7 +232,11 @@ class _Compiler:
         raise self.fail(node, f"{ast.dump(node)} is not in the subset")
 
     def constant(self, node: ast.expr) -> int | None:
-        if isinstance(node, ast.Call) or any(isinstance(n, ast.Name) and (n.id in self.locals) for n in ast.walk(node)) or any(isinstance(n, ast.Call) for n in ast.walk(node)):
+        if (
+            isinstance(node, ast.Call)
+            or any(isinstance(n, ast.Name) and (n.id in self.locals) for n in ast.walk(node))
+            or any(isinstance(n, ast.Call) for n in ast.walk(node))
+        ):
             return None
         if isinstance(node, (ast.Compare, ast.BoolOp, ast.IfExp)):
             return None

@@ -7,6 +7,7 @@ second run neither decodes forms nor traces bodies.
 
 from __future__ import annotations
 
+import marshal
 import struct
 from typing import Any, NamedTuple
 
@@ -45,14 +46,16 @@ class Template(NamedTuple):
 
 
 class Recipe:
-    """One encoding.  `record` is the same as plain data."""
+    """One encoding."""
 
     __slots__ = (
         "form", "form_immediates", "binds", "immediates", "reads_flags", "partial", "writes_flags", "can_fault", "end", "native", "bulk",
         "templates", "steps_carry", "pins", "sets_shadow", "ends_block", "empty", "repeats", "rip_relative",
     )  # fmt: skip
 
-    def __init__(self, form: Form, form_immediates: bool, binds: dict[Any, Any], immediates: dict[int, int], facts: tuple[Any, ...]) -> None:
+    def __init__(
+        self, form: Form, form_immediates: bool, binds: dict[Any, Any], immediates: dict[int, int], facts: tuple[Any, ...]
+    ) -> None:
         self.form = form
         self.form_immediates = form_immediates
         self.binds = binds
@@ -68,15 +71,17 @@ class Recipe:
         self.repeats = form.name.startswith("rep")
         self.rip_relative = form.mem.rip
 
-    def record(self) -> tuple[Any, ...]:
+    def record(self) -> bytes:
+        """All of it, for the cache."""
         f = self.form
         form = (f.name, f.size, f.operands, tuple(f.mem), f.imms, f.lock, f.mode)
         facts = (self.reads_flags, self.partial, self.writes_flags, self.can_fault, self.end, self.native)
-        return form, self.form_immediates, self.binds, self.immediates, facts, {k: tuple(t) for k, t in self.templates.items()}
+        templates = {k: tuple(t) for k, t in self.templates.items()}
+        return marshal.dumps((form, self.form_immediates, self.binds, self.immediates, facts, templates))
 
 
-def recipe_of_record(record: tuple[Any, ...]) -> Recipe:
-    form, form_immediates, binds, immediates, facts, templates = record
+def recipe_of_record(record: bytes) -> Recipe:
+    form, form_immediates, binds, immediates, facts, templates = marshal.loads(record)
     name, size, operands, mem, imms, lock, mode = form
     recipe = Recipe(Form(name, size, operands, MemForm(*mem), imms, lock, mode), form_immediates, binds, immediates, facts)
     recipe.templates = {k: Template(*t) for k, t in templates.items()}
@@ -164,14 +169,22 @@ def _make_template(recipe: Recipe, store: StencilStore, kind: int, carry_live: b
         elif symbol == "DISP" and type in (R_32, R_32S):
             displacements.append((offset, addend))
         elif symbol.startswith(("IMM", "WIDE")):
-            immediates.append((offset, type, int(symbol.lstrip("IMMWDE")), addend))
+            immediates.append((offset, type, int(symbol[-1]), addend))
         else:
             if symbol == "TAKEN":
                 taken_at = offset
             others.append((offset, type, symbol, addend))
     simple = not (displacements or immediates or slow or others or constants)
     return Template(
-        bytes(code), tuple(displacements), tuple(immediates), tuple(slow), tuple(others), tuple(constants), context.f.kind_out, taken_at, simple
+        bytes(code),
+        tuple(displacements),
+        tuple(immediates),
+        tuple(slow),
+        tuple(others),
+        tuple(constants),
+        context.f.kind_out,
+        taken_at,
+        simple,
     )
 
 

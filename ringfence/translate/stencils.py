@@ -162,14 +162,14 @@ class StencilStore:
     def __init__(self) -> None:
         self.codes: dict[str, Code] = {}
         self.natives: dict[str, Linkable] = {}
-        self.recipes: dict[bytes, Any] = {}  # of translate/recipes.py, as plain data
+        self.recipes: dict[bytes, bytes] = {}  # of translate/recipes.py, marshalled one by one: few are looked at in one run
         self.recipes_changed = False
         self.compiled_forms = 0
         self.compile_ns = 0
         self._dirty = False
         self.complete = False  # whether the shipped list has been built
-        self.path = cache_folder() / f"stencils-{sources_digest(*_STENCIL_SOURCES)}.bin"
-        self._plain: dict[str, Any] = {}
+        self.path = cache_folder() / f"forms-{sources_digest(*_STENCIL_SOURCES)}.bin"
+        self._plain: dict[str, bytes] = {}  # marshalled one by one
         self.recipes_path = cache_folder() / f"recipes-{sources_digest(*_STENCIL_SOURCES, *_RECIPE_SOURCES)}.bin"
         if (loaded := read_cache(self.path)) is not None:
             self._plain, self.natives, self.complete = loaded
@@ -187,7 +187,7 @@ class StencilStore:
         """Writes the cache file if anything was compiled; a folder that cannot be written is not an error."""
         if not self._dirty and not force:
             return
-        plain = {**self._plain, **{k: (c.code, tuple(tuple(h) for h in c.holes)) for k, c in self.codes.items()}}
+        plain = {**self._plain, **{k: marshal.dumps((c.code, tuple(map(tuple, c.holes)))) for k, c in self.codes.items()}}
         if write_cache(self.path, (plain, self.natives, self.complete)):
             self._dirty = False
 
@@ -202,7 +202,8 @@ class StencilStore:
     def find(self, text: str) -> Code | None:
         code = self.codes.get(text)
         if code is None and (plain := self._plain.get(text)) is not None:
-            code = self.codes[text] = Code(plain[0], tuple(Hole(*h) for h in plain[1]))
+            data, holes = marshal.loads(plain)
+            code = self.codes[text] = Code(data, tuple(Hole(*h) for h in holes))
         return code
 
     def names(self) -> set[str]:

@@ -71,19 +71,25 @@ _REFUSED_CPUID = frozenset(
     if isinstance(v, int)
     and k
     in (
-        "AVX AVX2 FMA FMA4 F16C BMI1 BMI2 ADX RDRAND RDSEED XSAVE XSAVEOPT XSAVEC XSAVES SHA AES PCLMULQDQ VAES VPCLMULQDQ MOVBE LZCNT TBM XOP LWP RTM HLE SGX "
-        "AVX512F AVX512VL AVX512BW AVX512DQ AVX512CD AVX512ER AVX512PF VMX SVM SMX MPX PKU CLFLUSHOPT CLWB RDPID WAITPKG MOVDIRI MOVDIR64B ENQCMD "
-        "D3NOW D3NOWEXT SSE4A MONITORX CLZERO PREFETCHWT1 GFNI SERIALIZE UINTR KL WIDEKL INVPCID_ FSGSBASE_ RDPRU CET_IBT_ CET_SS MSRLIST USER_MSR "
-        "AVX_VNNI AVX_IFMA AVX_NE_CONVERT AVX_VNNI_INT8 CMPCCXADD RAO_INT PTWRITE MCOMMIT SNP TDX PCONFIG HRESET AMX_TILE AMX_INT8 AMX_BF16 "
+        "AVX AVX2 FMA FMA4 F16C BMI1 BMI2 ADX RDRAND RDSEED XSAVE XSAVEOPT XSAVEC XSAVES SHA AES PCLMULQDQ VAES "
+        "VPCLMULQDQ MOVBE LZCNT TBM XOP LWP RTM HLE SGX "
+        "AVX512F AVX512VL AVX512BW AVX512DQ AVX512CD AVX512ER AVX512PF VMX SVM SMX MPX PKU CLFLUSHOPT CLWB RDPID "
+        "WAITPKG MOVDIRI MOVDIR64B ENQCMD "
+        "D3NOW D3NOWEXT SSE4A MONITORX CLZERO PREFETCHWT1 GFNI SERIALIZE UINTR KL WIDEKL INVPCID_ FSGSBASE_ RDPRU "
+        "CET_IBT_ CET_SS MSRLIST USER_MSR "
+        "AVX_VNNI AVX_IFMA AVX_NE_CONVERT AVX_VNNI_INT8 CMPCCXADD RAO_INT PTWRITE MCOMMIT SNP TDX PCONFIG HRESET "
+        "AMX_TILE AMX_INT8 AMX_BF16 "
         "PADLOCK_ACE PADLOCK_PHE PADLOCK_PMM PADLOCK_RNG GEODE CL1INVMB"
     ).split()
 )
 
 # Immediates whose value belongs to the form: they choose what the body does.
 _FORM_IMMEDIATES = frozenset(
-    "pshufd pshufhw pshuflw pshufw shufps shufpd palignr roundss roundsd roundps roundpd insertps extractps blendps blendpd pblendw dpps dppd "
+    "pshufd pshufhw pshuflw pshufw shufps shufpd palignr roundss roundsd roundps roundpd insertps extractps blendps "
+    "blendpd pblendw dpps dppd "
     "mpsadbw pcmpistri pcmpistrm pcmpestri pcmpestrm pinsrb pinsrw pinsrd pinsrq pextrb pextrw pextrd pextrq cmpps cmppd cmpss cmpsd_sse "
-    "psrldq pslldq psrlw psrld psrlq psraw psrad psllw pslld psllq enter shl shr sar rol ror rcl rcr shld shrd bt bts btr btc pcmpestri64 pcmpestrm64".split()
+    "psrldq pslldq psrlw psrld psrlq psraw psrad psllw pslld psllq enter shl shr sar rol ror rcl rcr shld shrd bt bts btr btc "
+    "pcmpestri64 pcmpestrm64".split()
 )
 _STRING = frozenset(
     "movsb movsw movsd movsq stosb stosw stosd stosq lodsb lodsw lodsd lodsq cmpsb cmpsw cmpsd cmpsq scasb scasw scasd scasq "
@@ -106,7 +112,7 @@ _IMMEDIATE_WIDTH = {
 }
 _BRANCHES = frozenset((OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64))
 _STRING_KINDS = frozenset(
-    v for k, v in vars(OpKind).items() if isinstance(v, int) and (k.startswith("MEMORY_SEG") or k.startswith("MEMORY_ES"))
+    v for k, v in vars(OpKind).items() if isinstance(v, int) and (k.startswith(("MEMORY_SEG", "MEMORY_ES")))
 )
 # Legacy SSE instructions whose 128-bit memory operand need not be aligned.
 _UNALIGNED = frozenset("movups movupd movdqu lddqu pcmpistri pcmpistrm pcmpestri pcmpestrm pcmpestri64 pcmpestrm64".split())
