@@ -67,7 +67,6 @@ RUNTIME_WORDS = [
     "bounce_next",
     "stub_stale",
     "host_mxcsr",
-    "stale_count",
     "fault_addr",
     "scratch0",
     "scratch1",

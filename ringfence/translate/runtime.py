@@ -451,7 +451,7 @@ def store_bytes(p: int, size: int, low: int, high: int) -> int:
 
 @native
 def store_at(cpu: int, va: int, flags: int, low: int, high: int) -> int:
-    """A store; 0, or `status`.  Bit 0 of `status`-free result 0; code under it is dropped (`stale_count` grows)."""
+    """A store; 0, or `status` when it cannot be made.  Blocks made from those bytes are dropped."""
     size = flags & 0xFF
     table = access_table(cpu, flags)
     p = write_pointer(cpu, va, table)
@@ -587,7 +587,6 @@ def drop_code(cpu: int, ra: int, size: int) -> int:
             granules |= span_granules(first, last - 1)
             p = following
     st64(entry, granules)
-    st64(cpu + WORDS["stale_count"], ld64(cpu + WORDS["stale_count"]) + 1)
     return 0
 
 
@@ -788,23 +787,38 @@ def t_slow_window(cpu: int, va: int, data: int) -> int:
 
 
 @native
+def touches_own_code(cpu: int, host: int, table: int) -> int:
+    """Whether a store to this page may change the block that makes it: then the interpreter makes the store, and the next
+    instruction is fetched anew (SDM 3A 12.6)."""
+    own = execute_pointer(cpu, ld64(cpu + FIELDS["vpage"]), table)
+    return own == 0 or (own >> 12) == (host >> 12)
+
+
+@native
 def t_slow_write(cpu: int, va: int, data: int, low: int, high: int) -> int:
     """A pointer (the stencil stores through it), 1 when the store is done, or 0."""
     size = ld8(data + 6)
-    if (va & 0xFFF) + size <= 4096:
-        p = write_pointer(cpu, va, ld64(cpu + WORDS["mode"]) & MODE_TABLE)
-        if p == 0:
-            st64(cpu + WORDS["resume_status"], begin_again(cpu, ld16(data + 4), ld16(data + 8), ld8(data + 10)))
-            return 0
-        if holds_code(cpu, p, size) == 0:
-            return p
-    before = ld64(cpu + WORDS["stale_count"])
-    if store_at(cpu, va, size, low, high):
+    table = ld64(cpu + WORDS["mode"]) & MODE_TABLE
+    p = write_pointer(cpu, va, table)
+    over_code = 0
+    if p != 0:
+        if (va & 0xFFF) + size <= 4096:
+            if holds_code(cpu, p, size) == 0:
+                return p
+            over_code = touches_own_code(cpu, p, table)
+        else:
+            second = (va + size - 1) & ~0xFFF
+            if holds_code(cpu, p, second - va):
+                over_code = touches_own_code(cpu, p, table)
+            p = write_pointer(cpu, second, table)
+            if p != 0 and holds_code(cpu, p, va + size - second):
+                over_code |= touches_own_code(cpu, p, table)
+    if p != 0 and over_code:
+        st64(cpu + WORDS["status"], DEFERRED)
+        p = 0
+    if p == 0 or store_at(cpu, va, size, low, high):
         st64(cpu + WORDS["resume_status"], begin_again(cpu, ld16(data + 4), ld16(data + 8), ld8(data + 10)))
         return 0
-    if ld64(cpu + WORDS["stale_count"]) != before:
-        # Perhaps this very block died: finish the instruction in the stencil, then leave at the next block head.
-        st32(cpu + FIELDS["kick"], 1)
     return 1
 
 
