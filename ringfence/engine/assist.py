@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ringfence.engine.api import AddressSpace, InterruptController, MsrHandler
+from ringfence.engine.breakpoints import Breakpoints
 from ringfence.engine.cpuid import cpuid
 from ringfence.engine.vcpu_state import VcpuState
 from ringfence.ir.interpret import GuestFault, Interpreter, Outcome
@@ -64,6 +65,10 @@ _INERT_MSRS = {
     **{0x200 + n: 0 for n in range(2 * _MTRR_VARIABLE)},
     **dict.fromkeys((0x250, 0x258, 0x259, *range(0x268, 0x270)), 0),
 }
+DR6_SINGLE_STEP = 1 << 14
+_NO_TRAP = frozenset(("int", "int3", "int1", "mov ss", "lss"))  # they clear TF, or hold debug traps off (SDM 3A 6.8.3)
+_PORT_STRING_TURN = 64  # elements between looks at interrupts and the clock
+_MAX_TRACES = 4096
 EFER_LMA = 1 << 10
 EFER_LME = 1 << 8
 
@@ -77,6 +82,7 @@ class LinearMemory:
         self._state = state
         self._mmio = mmio
         self._cpu = memory.cpu
+        self.breakpoints = Breakpoints(state)
         self.read_tsc = read_tsc
 
     def _table(self, system: bool) -> int:
@@ -108,6 +114,7 @@ class LinearMemory:
         address &= _MASK64
         if not system and self._memory.word("mode") & MODE_STEP:
             self._check_alignment(address, size)
+            self.breakpoints.touch(address, size, False)
         if (address & 0xFFF) + size > 4096:
             first = 4096 - (address & 0xFFF)
             low = self.load(address, first, write, system)
@@ -127,6 +134,7 @@ class LinearMemory:
         address &= _MASK64
         if not system and self._memory.word("mode") & MODE_STEP:
             self._check_alignment(address, size)
+            self.breakpoints.touch(address, size, True)
         if size not in (1, 2, 4, 8, 10, 16):
             for k in range(size):
                 self.store(address + k, 1, value >> 8 * k & 0xFF, system)
@@ -194,7 +202,7 @@ class Assistant:
         self.halted = False
         self._traces: dict[Form, list[Op]] = {}
         self._decoded: dict[tuple[int, bytes], Decoded] = {}
-        self._special: dict[str, Callable[[Decoded], None]] = {
+        self._special: dict[str, Callable[[Decoded], bool | None]] = {  # True: not done yet, the same instruction again
             "cpuid": self._cpuid,
             "rdmsr": self._rdmsr,
             "wrmsr": self._wrmsr,
@@ -209,6 +217,10 @@ class Assistant:
         state = self.state
         rip = state["rip"]
         self.halted = False
+        breakpoints = self.memory.breakpoints
+        met = breakpoints.begin(rip)
+        if met and not state["rflags_sys"] & RF:
+            self._debug_exception(met)
         raw = self.memory.fetch(rip)
         key = (rip, raw)
         decoded = self._decoded.get(key)
@@ -233,8 +245,7 @@ class Assistant:
             special = self._special.get(decoded.form.name)
             if special is None:
                 raise Unsupported(f"{decoded.text} as used at {rip:#x} is not supported") from None
-            special(decoded)
-            outcome = ("next",)
+            outcome = ("again",) if special(decoded) else ("next",)
         after = rip + decoded.length & _MASK64
         match outcome[0]:
             case "next":
@@ -243,24 +254,37 @@ class Assistant:
                 state["rip"] = outcome[1]
             case "taken":
                 state["rip"] = rip if decoded.target is None else decoded.target
+            case "again":
+                pass
             case "exit":
                 self._port(outcome)
                 state["rip"] = after
+        name = decoded.form.name
         if state["shadow_rip"] == rip:
             state["shadow_rip"] = 1
-        state["rflags_sys"] &= ~RF
-        if stepping:
-            state["dr6"] |= 1 << 14
-            raise GuestFault(DB)
+        if not name.startswith("iret"):  # SDM 3B 18.3.1.1: RF is for one instruction, and IRET may just have set it
+            state["rflags_sys"] &= ~RF
+        if name not in _NO_TRAP:
+            step = stepping and (name != "syscall" or state["rflags_sys"] & TF)
+            if step or breakpoints.hits:
+                self._debug_exception(breakpoints.hits | (DR6_SINGLE_STEP if step else 0))
+
+    def _debug_exception(self, causes: int) -> None:
+        state = self.state
+        state["dr6"] = state["dr6"] & ~0xF | causes
+        raise GuestFault(DB)
 
     def _interpret(self, decoded: Decoded) -> Outcome:
         ops = self._traces.get(decoded.form)
         if ops is None:
+            if len(self._traces) >= _MAX_TRACES:
+                self._traces.clear()
             ops = self._traces[decoded.form] = trace_form(decoded.form).trace.ops
         return Interpreter(self.state, self.memory, decoded.binds, decoded.imms).run(ops)  # type: ignore[arg-type]
 
     def _port(self, outcome: Outcome) -> None:
         _, kind, port, size, *value = outcome
+        self.memory.breakpoints.touch_port(port, size)
         if kind == "out":
             self.ports.write(port, size, value[0])
         else:
@@ -353,8 +377,8 @@ class Assistant:
         if offset >= limit or self.memory.load(base + offset, 2, False, True) >> (port & 7) & (1 << size) - 1:
             raise GuestFault(GP)
 
-    def _port_string(self, decoded: Decoded) -> None:
-        """INS and OUTS, element by element; a fault leaves the registers at the element that met it."""
+    def _port_string(self, decoded: Decoded) -> bool:
+        """INS and OUTS, element by element; a fault leaves the registers at the element that met it.  True: more to do."""
         state, form = self.state, decoded.form
         size, stem = form.size // 8, form.name.split()[-1]
         mask = 0xFFFFFFFF if form.mem.address32 else _MASK64
@@ -365,7 +389,10 @@ class Assistant:
         left = state["rcx"] & mask if repeat else 1
         pointer = "rdi" if stem == "ins" else "rsi"
         base = self.state[f"{form.mem.segment}_base"] if form.mem.segment and stem == "outs" else 0
-        while left:
+        turn = 1 if state["rflags_sys"] & TF else _PORT_STRING_TURN
+        while left and turn:
+            turn -= 1
+            self.memory.breakpoints.touch_port(port, size)
             address = base + (state[pointer] & mask) & _MASK64
             if stem == "ins":
                 self.memory.load(address, size, True)
@@ -376,3 +403,4 @@ class Assistant:
             left -= 1
             if repeat:
                 state["rcx"] = left
+        return bool(left)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import secrets
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -44,6 +45,7 @@ from ringfence.translate.stencils import Progress, StencilStore
 trace = tracer("engine")
 
 SLICE = 200_000  # guest instructions between looks at the deadline
+_SLOW_MASK = 15  # turns through Python between looks at the deadline, less one
 _NEVER = (1 << 64) - 1
 _NMI = 2
 _PAGE_FAULT = 14
@@ -175,6 +177,7 @@ class EmulateEngine:
         code.put_word("stub_stale", code.rx + self._symbols["s_stale"])
         code.put_word("budget_slice", SLICE)
         code.put(BUDGET, SLICE, "i")
+        code.put_word("generation", secrets.randbits(59))
 
     # ---- the contract
     def run(self, deadline_ns: int | None) -> Exit:
@@ -182,7 +185,7 @@ class EmulateEngine:
         self._set_deadline(deadline_ns)
         get, enter, cpu = code.get, self._native.s_enter, self._cpu
         reason_at, reset = WORDS["exit_reason"], code.put
-        exits = self.exits
+        exits, slow = self.exits, 0
         while True:
             if self._irq_check:
                 result = self._offer_interrupt()
@@ -192,9 +195,9 @@ class EmulateEngine:
             reason = get(reason_at)
             reset(reason_at, 0)
             if reason == LEFT_TRANSLATE:
-                fault = self._translate()
-                if fault is not None:
-                    return fault
+                result = self._translate()
+                if result is not None:
+                    return result
             elif reason == LEFT_EXIT:
                 self._port_io()
             elif reason in _INTERPRETED:
@@ -216,6 +219,14 @@ class EmulateEngine:
                 return Fault("the guest left 64-bit mode, which this version does not execute yet")
             else:
                 return Fault(f"translated code was left for an unknown reason ({reason})")
+            # A guest whose every instruction leaves translated code uses up no budget to speak of.
+            slow += 1
+            if self._kick.value:
+                self._kick.value = 0
+                self._irq_check = True
+                return Interrupted()
+            if not slow & _SLOW_MASK and read_guest_tsc() >= code.word("deadline_tsc"):
+                return Interrupted()
 
     def kick(self) -> None:
         self._kick.value = 1
@@ -267,7 +278,7 @@ class EmulateEngine:
         self._native.inject(self._cpu, vector)
 
     # ---- work between stretches of translated code
-    def _translate(self) -> Fault | None:
+    def _translate(self) -> Exit | None:
         start = time.perf_counter_ns()
         code, state = self._code, self.state
         va, ra, mode = state["rip"], code.word("cur_phys"), code.word("mode")
@@ -281,7 +292,7 @@ class EmulateEngine:
             elif code.word("status") == 2:
                 self._native.deliver_exception(self._cpu)
             else:
-                return Fault(f"an instruction at {va:#x} runs into memory that is not RAM")
+                return self._assist()  # it runs on into memory that is not RAM
         for number in translator.fresh_pages:
             self._native.protect_page(self._cpu, number << 12)
         translator.fresh_pages.clear()
@@ -316,6 +327,8 @@ class EmulateEngine:
         try:
             self.assistant.step()
         except GuestFault as fault:
+            if state["request"]:  # of an instruction that ended in a debug trap
+                self._native.serve_requests(self._cpu)
             state["exc_vector"] = fault.vector
             state["exc_error"] = fault.error
             if fault.vector == _PAGE_FAULT and fault.address is not None:

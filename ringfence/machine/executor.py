@@ -75,7 +75,7 @@ class DeviceThread:
         halted = False
         try:
             while True:
-                while posted:
+                for _ in range(len(posted)):  # what they post themselves has its turn after timers and vCPU
                     posted.popleft()()
                 clock.run_due()
                 if done():

@@ -273,10 +273,7 @@ def tlb_flush(cpu: int) -> int:
 @native
 def new_generation(cpu: int) -> int:
     """Makes every entry of the jump cache unreachable."""
-    g = ld64(cpu + WORDS["generation"]) + 1
-    st64(cpu + WORDS["generation"], g)
-    if (g & 0xFFF) == 0:
-        fill64(cpu + JUMP_CACHE, 1, JUMP_CACHE_ENTRIES * 2)
+    st64(cpu + WORDS["generation"], ld64(cpu + WORDS["generation"]) + 1)
     st64(cpu + WORDS["exec_bloom"], 0)
     set_key(cpu)
     return 0
@@ -284,8 +281,12 @@ def new_generation(cpu: int) -> int:
 
 @native
 def set_key(cpu: int) -> int:
-    """Canonical addresses have 17 equal high bits: generation and mode go into 16 of them."""
-    st64(cpu + JUMP_KEY, (ld64(cpu + WORDS["generation"]) << 52) ^ (ld64(cpu + WORDS["mode"]) << 48))
+    """A guest may jump to any 64-bit value, canonical or not.  So that none meets an entry of another generation or mode, or
+    an empty one, keys are a one-to-one scramble (SplitMix64's) of mode and generation, which began at a secret number."""
+    x = ld64(cpu + WORDS["generation"]) ^ (ld64(cpu + WORDS["mode"]) << 60)
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    st64(cpu + JUMP_KEY, x ^ (x >> 31))
     return 0
 
 
@@ -697,6 +698,17 @@ def is_contributory(vector: int) -> int:
 
 
 @native
+def leave_between_exceptions(cpu: int) -> int:
+    """A handler that faults at once, for ever, executes no instruction that would use up the budget."""
+    if ld64(cpu + WORDS["exit_reason"]) == 0 and (ld64(cpu + WORDS["delivered"]) & 63) == 0:
+        if ld32(cpu + FIELDS["kick"]):
+            st64(cpu + WORDS["exit_reason"], LEFT_KICK)
+        elif rdtsc() >= ld64(cpu + WORDS["deadline_tsc"]):
+            st64(cpu + WORDS["exit_reason"], LEFT_DEADLINE)
+    return 0
+
+
+@native
 def deliver_exception(cpu: int) -> int:
     """Delivers exc_vector with exc_error at RIP; exceptions on the way become #DF or a triple fault."""
     settle_flags(cpu)
@@ -712,6 +724,7 @@ def deliver_exception(cpu: int) -> int:
         if status == JUMP:
             if ld32(cpu + FIELDS["request"]):
                 serve_requests(cpu)
+            leave_between_exceptions(cpu)
             return 1
         if status != FAULTED or vector == DF:
             st64(cpu + WORDS["exit_reason"], LEFT_SHUTDOWN)
@@ -899,9 +912,10 @@ def t_cross(cpu: int, data: int) -> int:
 @native
 def t_native_call(cpu: int, data: int) -> int:
     """Runs a native instruction body: 1 to go on behind it."""
+    dropped = ld64(cpu + WORDS["invalidated"])
     status = invoke(ld64(cpu + WORDS["code_rx"]) + ld32(data), cpu, data)
     if status == NEXT:
-        if ld32(cpu + FIELDS["request"]) == 0:
+        if ld32(cpu + FIELDS["request"]) == 0 and ld64(cpu + WORDS["invalidated"]) == dropped:
             return 1
         st64(cpu + FIELDS["rip"], ld64(cpu + FIELDS["vpage"]) + ld32(data + RECORD_NEXT))
         refund(cpu, ld16(data + 8) - 1)
@@ -921,6 +935,22 @@ def t_native_call(cpu: int, data: int) -> int:
 
 
 # ---- bulk string operations, by page chunks; what is left over goes element by element
+@native
+def begin_bulk_again(cpu: int, data: int) -> int:
+    """Code was overwritten, perhaps this very block: what is left is done by a block made from what is there now."""
+    st64(cpu + FIELDS["rip"], ld64(cpu + FIELDS["vpage"]) + ld16(data + 4))
+    refund(cpu, ld16(data + 8))
+    return JUMP
+
+
+@native
+def look_at_deadline(cpu: int, left: int) -> int:
+    """A long operation is left in time; the budget cannot tell."""
+    if left != 0 and rdtsc() >= ld64(cpu + WORDS["deadline_tsc"]):
+        st32(cpu + FIELDS["kick"], 1)
+    return 0
+
+
 @native
 def b_rep_movs(cpu: int, data: int) -> int:
     size = ld64(data + RECORD_IMM[0])
@@ -948,13 +978,16 @@ def b_rep_movs(cpu: int, data: int) -> int:
         bytes = n * size
         if q - p < bytes and q != p:
             return NEXT  # overlapping upwards: bytes copied now are read again
-        if holds_code(cpu, q, bytes):
+        stale = holds_code(cpu, q, bytes)
+        if stale:
             drop_code(cpu, ram_offset(cpu, q), bytes)
-            st32(cpu + FIELDS["kick"], 1)
         copy_forward(q, p, bytes)
         st64(cpu + FIELDS["rcx"], count - n)
         st64(cpu + FIELDS["rsi"], source + bytes)
         st64(cpu + FIELDS["rdi"], target + bytes)
+        if stale:
+            return begin_bulk_again(cpu, data)
+        look_at_deadline(cpu, count - n)
     return NEXT
 
 
@@ -983,9 +1016,9 @@ def b_rep_stos(cpu: int, data: int) -> int:
         if q == 0:
             return NEXT
         bytes = n * size
-        if holds_code(cpu, q, bytes):
+        stale = holds_code(cpu, q, bytes)
+        if stale:
             drop_code(cpu, ram_offset(cpu, q), bytes)
-            st32(cpu + FIELDS["kick"], 1)
         fill64(q, pattern, bytes >> 3)
         p = q + (bytes & ~7)
         if bytes & 4:
@@ -998,6 +1031,9 @@ def b_rep_stos(cpu: int, data: int) -> int:
             st8(p, pattern)
         st64(cpu + FIELDS["rcx"], count - n)
         st64(cpu + FIELDS["rdi"], target + bytes)
+        if stale:
+            return begin_bulk_again(cpu, data)
+        look_at_deadline(cpu, count - n)
     return NEXT
 
 

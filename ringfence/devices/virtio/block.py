@@ -47,6 +47,8 @@ _STATUS = (b"\0", b"\1", b"\2")
 # 62 and 119-350 us, 1 MiB 170 and 340 us; two thread changes and the private buffer cost 60 us and more.  A read that
 # must go to the host's disk stalls the vCPU for as long as the disk takes; beyond this size that is worth avoiding.
 SYNC_BYTES = 256 << 10
+# Disk reads may write new requests into the ring itself, for ever: after this many others have their turn.
+MAX_CHAINS_AT_ONCE = 4 * QUEUE_SIZE
 # What requests under way may hold in private buffers (one more request may begin below the limit).
 MAX_BYTES_IN_FLIGHT = 32 << 20
 
@@ -69,6 +71,7 @@ class VirtioBlock(VirtioDevice):
         super().__init__(name, features, _CONFIG.size)
         self.state = BlockState()
         self._backend = backend
+        self._executor = executor
         self._serial = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
         self._worker: Worker[Request] = Worker(name, executor, self._finished)
         self._bytes_in_flight = 0
@@ -116,7 +119,9 @@ class VirtioBlock(VirtioDevice):
     def _take(self) -> None:
         """Begins with what the driver offers, as far as memory for private buffers goes; the rest stays in the queue."""
         queue = self.queues[0]
-        while self._bytes_in_flight < MAX_BYTES_IN_FLIGHT:
+        for _ in range(MAX_CHAINS_AT_ONCE):
+            if self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT:
+                return
             chain = queue.pop()
             if chain is None:
                 if not queue.rearm():
@@ -132,6 +137,7 @@ class VirtioBlock(VirtioDevice):
                 self._complete(request)
             else:
                 self._hand_over(request)
+        self._executor.post(lambda: self.notify(0))
 
     def _perform_now(self, request: Request) -> bool:
         """On the device thread, from and to guest memory directly where that is in one piece; False when it may take long."""
