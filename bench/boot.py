@@ -98,7 +98,8 @@ def alpine_shell(folder: Path) -> tuple[list[str], list[str], bytes]:
     files = guests.alpine_files()
     recipe = alpine.recipe()
     initrd = folder / "initrd"
-    initrd.write_bytes(b"".join(part if isinstance(part, bytes) else Path(part).read_bytes() for part in recipe.initrd))
+    parts = [Path(part).read_bytes() for part in recipe.initrd]
+    initrd.write_bytes(b"".join(part + bytes(-len(part) % 4) for part in parts))
     disk = folder / "disk.qcow2"
     shutil.copy(files.disk, disk)
     ours = [sys.executable, "-m", "ringfence", "run", "alpine"]
