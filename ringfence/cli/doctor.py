@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from rich.console import Console
 from rich.table import Table
 
 from ringfence import __version__
 from ringfence.core.errors import UserError
+from ringfence.core.paths import cache_folder
 from ringfence.core.units import format_size
 from ringfence.images import alpine
 from ringfence.machine.engines import engines, kvm_report
@@ -73,7 +73,7 @@ def print_report(*, as_json: bool) -> None:
 
 
 def _cache() -> dict[str, Any]:
-    folder = platformdirs.user_cache_path("ringfence")
+    folder = cache_folder()
     files = [f for f in folder.rglob("*") if f.is_file()] if folder.is_dir() else []
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     return {

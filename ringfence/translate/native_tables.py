@@ -15,6 +15,7 @@ from typing import Any
 
 import iced_x86 as iced
 
+from ringfence.core.paths import cache_folder
 from ringfence.isa.x86.context import Form, MemForm
 from ringfence.isa.x86.decode import decoder
 from ringfence.isa.x86.fp_available import fp_class
@@ -82,7 +83,7 @@ from ringfence.translate.native_layout import (
 from ringfence.translate.objects import R_8, R_16, R_32, R_32S, R_64, RELATIVE
 from ringfence.translate.recipes import Recipe, Template, field_offset
 from ringfence.translate.runtime import KIND_UNCHANGED
-from ringfence.translate.stencils import cache_folder, read_cache, sources_digest, write_cache
+from ringfence.translate.stencils import read_cache, sources_digest, write_cache
 
 _SOURCES = ("ir/*.py", "isa/x86/*.py", "translate/*.py")
 _WIDTHS = {R_8: 1, R_16: 2, R_32: 4, R_32S: 4, R_64: 8, **dict.fromkeys(RELATIVE, 4)}

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import llvmlite
-import platformdirs
 
 import ringfence.isa.x86.bodies  # noqa: F401  (fills INSTRUCTIONS)
+from ringfence.core.paths import cache_folder
 from ringfence.core.trace import tracer
 from ringfence.isa.x86.context import Context, Form, MemForm, trace_form
 from ringfence.translate.lower import Lowering, module
@@ -29,6 +29,7 @@ from ringfence.translate.objects import Code, Hole, Linkable, compile_object, ho
 trace = tracer("stencils")
 
 BATCH = 64
+KEEP_DAYS = 30
 SAVE_EVERY = 1000  # forms compiled on the way, so that an interrupted first run is not lost
 Progress = Callable[[str, int, int], None]
 
@@ -85,12 +86,6 @@ def host_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cache_folder() -> Path:
-    """Where compiled code is kept: RINGFENCE_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("RINGFENCE_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ringfence"))
-
-
 # What stencils are made from, and what the run time is made from besides.
 _STENCIL_SOURCES = ("ir/*.py", "isa/x86/*.py", "translate/lower*.py", "translate/layout.py", "translate/objects.py")
 _RECIPE_SOURCES = ("translate/recipes.py",)
@@ -140,6 +135,14 @@ def read_cache(path: Path) -> Any:
         return None
 
 
+def _prune(path: Path) -> None:
+    """Removes the same kind of file of versions that nobody has used for a month."""
+    oldest = path.stat().st_mtime - KEEP_DAYS * 86400
+    for other in path.parent.glob(path.name.split("-")[0] + "-*.bin"):
+        if other.stat().st_mtime < oldest:
+            other.unlink(missing_ok=True)
+
+
 def write_cache(path: Path, value: Any) -> bool:
     """Replaces the file at once; False where the folder cannot be written, which is not an error."""
     data = marshal.dumps(value)
@@ -149,6 +152,7 @@ def write_cache(path: Path, value: Any) -> bool:
             file.write(hashlib.sha256(data).digest() + data)
         os.chmod(file.name, 0o600)
         os.replace(file.name, path)
+        _prune(path)
     except OSError as error:
         if trace:
             trace("cache not written: %s", error)

@@ -23,7 +23,8 @@ FAIL = 1 << 1 | 1
 CRASHED, POWER_OFF, TIMEOUT = 70, 0, 124
 _FLAGS = (
     "-O1 -std=gnu11 -ffreestanding -fno-builtin -fno-pic -fno-pie -no-pie -fno-stack-protector -mno-red-zone -mgeneral-regs-only"
-    " -fcf-protection=none -fno-asynchronous-unwind-tables -mcmodel=small -nostdlib -static -Wall -Wextra -Werror -Wno-sign-compare -Wno-unused-function -Wno-unused-variable"
+    " -fcf-protection=none -fno-asynchronous-unwind-tables -mcmodel=small -nostdlib -static -Wall -Wextra"
+    " -Werror -Wno-sign-compare -Wno-unused-function -Wno-unused-variable"
     " -Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments"
 ).split()
 
