@@ -32,6 +32,7 @@ from ringfence.translate.runtime import BLOCK_CROSSING, KIND_UNCHANGED, MODE_FP_
 from ringfence.translate.stencils import StencilStore
 
 MAX_INSTRUCTIONS = 48
+MAX_RECIPES = 60_000  # a guest that executes random bytes has no end of them
 HEAD = b"\x41\x83\x6c\x24\xfc"  # sub dword [r12-4], imm8
 TEST_KICK = b"\x41\x83\x7c\x24\xf8\x00\x0f\x85"  # cmp dword [r12-8], 0; jne
 STORE_KIND = tuple(b"\x41\xc6\x44\x24\xe0" + bytes((k,)) for k in range(9))  # mov byte [r12-32], imm8
@@ -90,6 +91,8 @@ class Translator:
                 if found.form_immediates:
                     self.recipes[prefix] = found
                 return found
+        if len(self.recipes) > MAX_RECIPES:
+            self.recipes.clear()
         new = make_recipe(describe(insn), offsets.has_immediate)
         self.recipes[prefix] = new
         if new.form_immediates:

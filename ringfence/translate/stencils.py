@@ -31,6 +31,9 @@ trace = tracer("stencils")
 BATCH = 64
 KEEP_DAYS = 30
 SAVE_EVERY = 1000  # forms compiled on the way, so that an interrupted first run is not lost
+# A guest that executes random bytes asks for new forms without end: neither memory nor the user's disk may fill with them.
+MAX_UNPACKED = 60_000
+MAX_CACHE_BYTES = 64 << 20
 Progress = Callable[[str, int, int], None]
 
 
@@ -146,6 +149,10 @@ def _prune(path: Path) -> None:
 def write_cache(path: Path, value: Any) -> bool:
     """Replaces the file at once; False where the folder cannot be written, which is not an error."""
     data = marshal.dumps(value)
+    if len(data) > MAX_CACHE_BYTES:
+        if trace:
+            trace("%s would grow to %d bytes: left as it is", path, len(data))
+        return False
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -226,6 +233,9 @@ class StencilStore:
 
     def compile(self, keys: list[Key], progress: Progress | None = None) -> None:
         """Compiles those of `keys` that are missing, in batches."""
+        if len(self.codes) > MAX_UNPACKED:
+            self.save()
+            self.codes.clear()
         missing = list({key_text(k): k for k in keys if key_text(k) not in self}.items())
         start = time.perf_counter_ns()
         for first in range(0, len(missing), BATCH):

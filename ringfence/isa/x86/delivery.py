@@ -10,7 +10,7 @@ from ringfence.ir.value import Value
 from ringfence.isa.x86.context import BP, DB, GP, NP, SS, TS, Context, insn
 from ringfence.isa.x86.control import canonical, interrupts_may_open
 from ringfence.isa.x86.state import REQUEST_MODE
-from ringfence.isa.x86.system import descriptor, put_segment, supervisor_only
+from ringfence.isa.x86.system import GUARDED, descriptor, put_segment, supervisor_only
 
 PUSHES_ERROR = 0x227D00  # vectors that push an error code: #DF #TS #NP #SS #GP #PF #AC #CP
 
@@ -69,6 +69,9 @@ def deliver(i: Context, vector: Value, error: Value, *, soft: Value, has_error: 
     closed = i.const(0x34100, 64) | (kind == 0xE).select(i.const(0x200, 64), i.const(0, 64))
     i.put("rflags_sys", i.get("rflags_sys") & ~closed)  # TF NT RF VM, and IF for interrupt gates
     i.put("shadow_rip", i.const(1, 64))
+    with i.when(vector == DB):  # SDM 3B 18.2.3-4: the handler may use the debug registers; BD tells that they were guarded
+        i.put("dr7", i.get("dr7") & ~0x2000)
+        i.put("dr6", i.get("dr6") | (error & GUARDED).zext(64) << 13)
     i.request(REQUEST_MODE)
     i.jump(target)
 

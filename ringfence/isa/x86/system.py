@@ -13,6 +13,7 @@ from ringfence.isa.x86.control import canonical, interrupts_may_open, push_value
 from ringfence.isa.x86.state import REQUEST_FLUSH, REQUEST_INVLPG, REQUEST_MODE, SEGMENTS
 
 UMIP = 1 << 11
+GUARDED = 1  # in the place of an error code, which #DB does not have: a debug register was touched while DR7.GD was set
 CR0_WRITABLE = 0xE005003F
 CR4_WRITABLE = 0x00330FFF | 1 << 17  # VME … OSXMMEXCPT, UMIP, FSGSBASE, PCIDE, SMEP, SMAP
 
@@ -107,7 +108,7 @@ def _debug_register(n: int) -> None:
         supervisor_only(i)
         if n in (4, 5):
             i.fault_if(i.get("cr4").bit(3), UD)  # CR4.DE
-        i.fault_if(i.get("dr7").bit(13), DB)  # general detect
+        i.fault_if(i.get("dr7").bit(13), DB, GUARDED)  # general detect
 
     @insn(f"mov from dr{n}")
     def read(i: Context) -> None:
