@@ -7,15 +7,19 @@ the value that `guest_main` returns: `PASS` where all went well.
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.guest.session import Session
+from ringfence.translate.stencils import cache_folder
+from tests.guest.session import REPOSITORY, Session
 
 HERE = Path(__file__).parent
 PASS = 42 << 1 | 1
@@ -45,6 +49,21 @@ def build(folder: Path, program: str, **defines: int) -> Path:
     return kernel
 
 
+@functools.cache
+def _prepare() -> None:
+    """What the first run on a host compiles is no part of any guest's time."""
+    code = "from ringfence.engine.emulate import prepare; prepare()"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=600, capture_output=True)
+
+
+def cache_copy(folder: Path) -> dict[str, str]:
+    """Environment for guests whose odd instructions should not stay in the user's cache."""
+    _prepare()
+    shutil.copytree(cache_folder(), folder / "cache", ignore=lambda _, names: [n for n in names if not n.endswith(".bin")])
+    (folder / "cache").chmod(0o700)
+    return {"RINGFENCE_CACHE": str(folder / "cache")}
+
+
 @dataclass
 class Run:
     """How a guest ended.  `status` is the command's exit status, negative when a signal killed the monitor."""
@@ -67,12 +86,20 @@ class Run:
         return self
 
 
-def run(kernel: Path, *arguments: str, timeout_s: float = 30, board: str = "microvm", memory: str = "64M") -> Run:
+def run(
+    kernel: Path,
+    *arguments: str,
+    timeout_s: float = 30,
+    board: str = "microvm",
+    memory: str = "64M",
+    environment: dict[str, str] | None = None,
+) -> Run:
     """Runs a kernel in a monitor process of its own; `timeout_s` is the guest's, the process gets 20 s more."""
+    _prepare()
     stats = kernel.with_suffix(".stats")
     stats.unlink(missing_ok=True)
     options = ["--board", board, "--memory", memory, "--timeout", str(timeout_s), "--stats", str(stats), "--device", "debug-exit"]
-    with Session("--kernel", str(kernel), *options, *arguments) as session:
+    with Session("--kernel", str(kernel), *options, *arguments, environment=environment) as session:
         status = session.end(timeout_s + 20)
         console, messages = session.transcript.decode(errors="replace"), session.errors
     return Run(status, console, messages, json.loads(stats.read_text()) if stats.exists() else {})

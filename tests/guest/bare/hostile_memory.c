@@ -170,16 +170,6 @@ int guest_main(void)
     EQUAL(catch(jump, (void *)0x7ffffffff800), GP);
     CHECK(catch(jump, (void *)0xfffffffffffff800) >= 0);
     return PASS;
-#elif CASE == 117 /* interrupt at once and for ever */
-    handlers[0xe0] = (handler)jump;
-    gate(0xe0, (u64)stubs + 16 * 0x20, 0, 0);
-    handlers[0x20] = 0;
-    mmio_write(APIC + 0xf0, 0x1ff);
-    mmio_write(APIC + 0x3e0, 11);
-    mmio_write(APIC + 0x320, 0x200e0);
-    mmio_write(APIC + 0x380, 1);
-    for (;;)
-        catch(jump, (void *)HOLE), sti();
 #endif
     return 1;
 }
