@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ringfence.translate.stencils import cache_folder
+from ringfence.core.paths import cache_folder
 from tests.guest.session import REPOSITORY, Session
 
 HERE = Path(__file__).parent
