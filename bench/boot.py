@@ -1,33 +1,21 @@
-"""Time to user space beside QEMU's TCG: the same kernel ELF, initramfs, memory and one CPU, in turn, A B A B.
+"""Boot times: from starting the command until its output holds a mark, beside QEMU with the same kernel, initrd and memory.
 
-    python bench/boot.py [--runs 5] [--alpine] [--write docs/bench-boot.md]
-
-Wall time from starting the command to the line that the guest's /init prints; medians and the range.  QEMU comes from the
-distribution's packages; the guests are those of the tests.  Ours runs with its caches warm; what they cost once is told.
+Cold is a run without the cache of translations (RINGFENCE_TRANSLATION_CACHE=off); warm has what an earlier boot left there.  The caches
+of stencils, which are made once per host and version, are present in both.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import os
-import platform
 import shutil
-import signal
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from ringfence.engine.emulate import guest_tsc_hz  # noqa: E402
-from ringfence.images import alpine  # noqa: E402
-from ringfence.machine.boot.load import unpack_vmlinux  # noqa: E402
-from tests.guest import guests  # noqa: E402
+from bench import sides
+from bench.context import Context
+from bench.figures import OURS, QEMU, Row
+from bench.process import Followed
+from ringfence.images import alpine
+from tests.guest import bare, guests
 
 MARK = "ringfence-bench-user-space"
 INIT = f"""#!/bin/busybox sh
@@ -36,124 +24,99 @@ INIT = f"""#!/bin/busybox sh
 echo {MARK}
 /bin/busybox poweroff -f
 """
-TIMEOUT_S = 120.0
-GRACE_S = 5.0
-QEMU_OPTIONS = ("-accel", "tcg,thread=single", "-m", "512", "-nographic", "-no-reboot")
+COLD = {"RINGFENCE_TRANSLATION_CACHE": "off"}
+TIMEOUT_S, FIRST_S = 180.0, 600.0
+COLD_SUFFIX, WARM_SUFFIX = ", cold", ", warm"
+DEBIAN, ALPINE, SEABIOS = "Debian's cloud kernel to user space", "Alpine to its shell", 'SeaBIOS to "Booting from"'
+START = "Start of the command to the guest's first output"
 
 
-def time_to_mark(command: list[str], mark: bytes) -> float:
-    """Seconds from the start of the command until its output holds the mark."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    assert process.stdout is not None
-    seen = b""
-    try:
-        os.set_blocking(process.stdout.fileno(), False)
-        while mark not in seen:
-            if time.perf_counter() - start > TIMEOUT_S or process.poll() not in (None, 0):
-                raise SystemExit(f"{command[0]} did not reach user space:\n{seen[-2000:].decode(errors='replace')}")
-            seen = seen[-100_000:] + (process.stdout.read() or b"")
-            time.sleep(0.002)
-        taken = time.perf_counter() - start
-        # Most guests now switch themselves off: let the monitor end in order and keep its caches.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=GRACE_S)
-        return taken
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+@dataclass(frozen=True)
+class Boot:
+    name: str
+    ours: list[str]
+    qemu: list[str] | None
+    mark: bytes
+    ends: bool  # the guest switches itself off after the mark
 
 
-def debian(folder: Path) -> tuple[list[str], list[str], bytes]:
-    """(ours, QEMU's, mark) for Debian's cloud kernel and a busybox initramfs."""
-    kernel = guests.debian_cloud_kernel()
-    elf = folder / "vmlinux"
-    unpacked = unpack_vmlinux(kernel.image.read_bytes())
-    assert unpacked is not None
-    elf.write_bytes(unpacked)
-    initrd = guests.initramfs(folder, INIT)
-    append = "console=ttyS0 reboot=t panic=-1"
-    ours = [sys.executable, "-m", "ringfence", "run", "--kernel", str(elf), "--initrd", str(initrd), "--append", append]
-    ours += ["--memory", "512M", "--board", "microvm"]
-    # Without kvmclock the kernel must be told the TSC's rate: this machine model has no timer that it could measure it with.
-    early = f" tsc_early_khz={guest_tsc_hz() // 1000} lpj={guest_tsc_hz() // 250}"
-    qemu = [
-        "qemu-system-x86_64",
-        "-M",
-        "microvm,rtc=on,pit=on,pic=on",
-        "-accel",
-        "tcg,thread=single",
-        "-m",
-        "512",
-        "-nographic",
-        "-no-reboot",
-    ]
-    qemu += ["-kernel", str(elf), "-initrd", str(initrd), "-append", append + early]
-    return ours, qemu, MARK.encode()
+def steps(context: Context) -> int:
+    return (1 if context.quick else 4) * context.runs
 
 
-def alpine_shell(folder: Path) -> tuple[list[str], list[str], bytes]:
-    """(ours, QEMU's, mark) for Alpine up to its shell's prompt, with the same kernel, initrd and a copy of the disk."""
+def run(context: Context) -> list[Row]:
+    folder = context.folder("boot")
+    boots = [debian(folder)]
+    if not context.quick:
+        boots += [alpine_shell(folder), seabios(folder), first_instruction(folder)]
+    rows: list[Row] = []
+    for boot in boots:
+        rows += measured(context, boot)
+    return rows
+
+
+def measured(context: Context, boot: Boot) -> list[Row]:
+    """The row of cold starts and that of warm ones, with the same runs of QEMU beside both."""
+    cold, warm = (Row(boot.name + suffix, "s", group="boot") for suffix in (COLD_SUFFIX, WARM_SUFFIX))
+    context.step(f"{boot.name}: a first run, for the caches")
+    _once(context, boot, boot.ours, {}, FIRST_S)
+    for _ in range(context.runs):
+        for row, more in ((cold, COLD), (warm, {})):
+            context.step(row.name)
+            row.add(OURS, *_once(context, boot, boot.ours, more))
+        if boot.qemu:
+            context.step(f"{boot.name}, QEMU")
+            figures = _once(context, boot, boot.qemu, {})
+            cold.add(QEMU, *figures)
+            warm.add(QEMU, *figures)
+        context.advance()
+    return [cold, warm]
+
+
+def _once(context: Context, boot: Boot, command: list[str], more: dict[str, str], timeout_s: float = TIMEOUT_S) -> tuple[float, float]:
+    with Followed(command, context.cpu, timeout_s, sides.environment(**guests.alpine_python_path(), **more)) as process:
+        moment = process.until(boot.mark)
+        if boot.ends:
+            process.end()
+        else:
+            process.stop()
+    return moment.wall, moment.cpu
+
+
+def debian(folder: Path) -> Boot:
+    guest = sides.Guest(sides.kernel_elf(folder), guests.initramfs(folder, INIT), board="microvm")
+    return Boot(DEBIAN, guest.command(OURS), guest.command(QEMU), MARK.encode(), True)
+
+
+def alpine_shell(folder: Path) -> Boot:
     files = guests.alpine_files()
     recipe = alpine.recipe()
-    initrd = folder / "initrd"
+    initrd = folder / "alpine-initrd"
     parts = [Path(part).read_bytes() for part in recipe.initrd]
     initrd.write_bytes(b"".join(part + bytes(-len(part) % 4) for part in parts))
     disk = folder / "disk.qcow2"
     shutil.copy(files.disk, disk)
-    ours = [sys.executable, "-m", "ringfence", "run", "alpine"]
-    qemu = ["qemu-system-x86_64", "-M", "pc", *QEMU_OPTIONS]
+    qemu = sides.qemu("pc", memory_mib=sides.MEMORY_MIB)
     qemu += ["-kernel", str(files.kernel), "-initrd", str(initrd), "-append", recipe.append]
     qemu += ["-drive", f"file={disk},format=qcow2,if=virtio,snapshot=on"]
-    return ours, qemu, b"alpine:~# "
+    ours = [*sides.RINGFENCE, "alpine", "--memory", f"{sides.MEMORY_MIB}M"]
+    return Boot(ALPINE, ours, qemu, b"alpine:~# ", False)
 
 
-def compare(name: str, ours: list[str], qemu: list[str], mark: bytes, runs: int) -> str:
-    """One row of the table."""
-    a, b = [], []
-    first = time_to_mark(ours, mark)
-    for k in range(runs):
-        a.append(time_to_mark(ours, mark))
-        b.append(time_to_mark(qemu, mark))
-        print(f"{name} {k + 1} of {runs}: Ringfence {a[-1]:.2f} s, QEMU TCG {b[-1]:.2f} s", file=sys.stderr)
-    ratio = statistics.median(x / y for x, y in zip(a, b, strict=True))
-
-    def cell(values: list[float]) -> str:
-        return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
-
-    return f"| {name} | {cell(a)} | {cell(b)} | {ratio:.2f} | {first:.1f} |"
+def seabios(folder: Path) -> Boot:
+    """By its log on port 0x402."""
+    disk = folder / "empty.img"
+    disk.write_bytes(bytes(10 << 20))
+    ours = ["env", "RINGFENCE_TRACE=firmware", *sides.RINGFENCE, "--disk", str(disk), "--memory", "64M"]
+    ours += ["--display", "none", "--serial", "null"]
+    qemu = ["qemu-system-x86_64", "-M", "pc", "-accel", "tcg,thread=single", "-m", "64", "-display", "none", "-serial", "none"]
+    qemu += ["-monitor", "none", "-nic", "none", "-drive", f"file={disk},format=raw"]
+    qemu += ["-chardev", "stdio,id=log", "-device", "isa-debugcon,iobase=0x402,chardev=log"]
+    return Boot(SEABIOS, ours, qemu, b"Booting from", False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--alpine", action="store_true", help="also Alpine to its shell")
-    parser.add_argument("--write", type=Path, help="write the table to this Markdown file")
-    options = parser.parse_args()
-    if not shutil.which("qemu-system-x86_64"):
-        raise SystemExit("qemu-system-x86_64 is missing: install the package qemu-system-x86")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        for label, make in (("Debian cloud kernel to user space", debian), ("Alpine to its shell", alpine_shell)):
-            if make is debian or options.alpine:
-                folder = Path(name) / make.__name__
-                folder.mkdir()
-                rows.append(compare(label, *make(folder), options.runs))
-    version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    table = [
-        "| guest | Ringfence, s | QEMU TCG, s | ratio | first start, s |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        f"Wall time, median (range) of {options.runs} runs in turn; ratio: median of the pairs. {version};",
-        f"Python {platform.python_version()}; {os.cpu_count()} CPUs. The first start includes what the caches were missing.",
-    ]
-    print("\n".join(table))
-    if options.write:
-        options.write.write_text("# Booting beside QEMU's TCG\n\n" + "\n".join(table) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def first_instruction(folder: Path) -> Boot:
+    """A bare kernel that prints a line some thousand instructions after its first one."""
+    kernel = bare.build(folder, "hello")
+    ours = [*sides.RINGFENCE, "--kernel", str(kernel), "--device", "debug-exit", "--memory", "64M"]
+    return Boot(START, ours, None, b"hello", True)

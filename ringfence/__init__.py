@@ -16,14 +16,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ringfence.machine.console import Console
+    from ringfence.machine.fonts import Font
+    from ringfence.machine.guest_process import CommandTimeout, GuestGone, GuestProcess, NoAgent, Result
     from ringfence.machine.machine import Machine
+    from ringfence.machine.screen import ScreenTimeout
     from ringfence.machine.spec import DiskSpec, MachineSpec
     from ringfence.machine.status import ExitStatus
 
 __version__ = "0.1.0"
-__all__ = ["Console", "DiskSpec", "ExitStatus", "Machine", "MachineSpec", "__version__"]
+__all__ = [
+    "CommandTimeout",
+    "Console",
+    "DiskSpec",
+    "ExitStatus",
+    "Font",
+    "GuestGone",
+    "GuestProcess",
+    "Machine",
+    "MachineSpec",
+    "NoAgent",
+    "Result",
+    "ScreenTimeout",
+    "__version__",
+]
 
-_HOME = {"Console": "console", "DiskSpec": "spec", "ExitStatus": "status", "Machine": "machine", "MachineSpec": "spec"}
+_HOME = {
+    "CommandTimeout": "guest_process",
+    "GuestGone": "guest_process",
+    "GuestProcess": "guest_process",
+    "NoAgent": "guest_process",
+    "Result": "guest_process",
+    "Console": "console",
+    "DiskSpec": "spec",
+    "ExitStatus": "status",
+    "Font": "fonts",
+    "Machine": "machine",
+    "MachineSpec": "spec",
+    "ScreenTimeout": "screen",
+}
 
 
 def __getattr__(name: str) -> Any:

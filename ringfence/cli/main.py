@@ -1,107 +1,45 @@
 """The command `ringfence`.
 
-Commands are imported when they run: `ringfence --help` loads no engine.  A UserError becomes a message (what happened, what
-to do) and exit status 125; wrong options end with status 2, as usual on Unix.
+A UserError becomes a message (what happened, what to do) and exit status 125.  A plain `ringfence run` or `exec` is read here; every other
+command, a question for help or completion, and all that needs to be told of wrong words is typer's (`app`), which takes as long to
+load as a machine does to start.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
-from typing import Annotated
 
-import typer
-
-from ringfence import __version__
+from ringfence.cli.options import ExecOptions, RunOptions, read_exec, read_options
+from ringfence.core import bundle
 from ringfence.core.errors import UserError
 
 USER_ERROR_STATUS = 125
-
-app = typer.Typer(
-    help="Run whole operating systems, with or without hardware virtualisation.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"ringfence {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-def run(
-    image: Annotated[str | None, typer.Argument(help="A ready image: alpine. Without it, give --kernel.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="Linux bzImage or ELF kernel.", metavar="FILE")] = None,
-    initrd: Annotated[list[str] | None, typer.Option(help="Initial RAM disk; several are appended to each other.", metavar="FILE")] = None,
-    append: Annotated[str, typer.Option(help="Kernel command line (for an image: added to the image's own).", metavar="STR")] = "",
-    disk: Annotated[
-        list[str] | None, typer.Option(help="Disk, in order of appearance.", metavar="FILE[,readonly][,snapshot][,format=raw|qcow2]")
-    ] = None,
-    memory: Annotated[str, typer.Option(help="RAM of the guest.", metavar="SIZE")] = "512M",
-    engine: Annotated[str, typer.Option(help="How to execute the guest.", metavar="auto|emulate")] = "auto",
-    board: Annotated[str | None, typer.Option(help="Machine type.", metavar="pc|microvm", show_default="pc")] = None,
-    serial: Annotated[str, typer.Option(help="Where the serial line goes.", metavar="stdio|file:PATH|pty|null")] = "stdio",
-    timeout: Annotated[float | None, typer.Option(help="End the machine with status 124 after so long.", metavar="SECONDS")] = None,
-    stats: Annotated[str | None, typer.Option(help="Write statistics as JSON when the machine ends.", metavar="FILE.json")] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="Extra device; may be repeated.", metavar="debug-exit|virtio-rng|virtio-console")
-    ] = None,
-    hostname: Annotated[str | None, typer.Option(help="Image only: the guest's host name.", show_default="the image's name")] = None,
-    overlay: Annotated[
-        str | None, typer.Option(help="Image only: keep what the guest writes under this name.", metavar="NAME", show_default="thrown away")
-    ] = None,
-    init: Annotated[str, typer.Option(help="Image only: a root shell, or the distribution's own start.", metavar="shell|openrc")] = "shell",
-) -> None:
-    """Run a machine in this terminal.  Ctrl-] then q leaves it; Ctrl-C goes to the guest.
-
-    Exit status: 0 the guest switched itself off; 70 it crashed; 124 --timeout; 125 something given or needed is missing or
-    wrong; 130 left with Ctrl-] q; with --device debug-exit (value << 1) | 1.
-    """
-    from ringfence.cli.run import RunOptions, run_machine
-
-    options = RunOptions(
-        image=image,
-        kernel=kernel,
-        initrd=tuple(initrd or ()),
-        append=append,
-        disks=tuple(disk or ()),
-        memory=memory,
-        engine=engine,
-        board=board,
-        serial=serial,
-        timeout=timeout,
-        stats=stats,
-        devices=tuple(device or ()),
-        hostname=hostname,
-        overlay=overlay,
-        init=init,
-    )
-    raise typer.Exit(run_machine(options))
-
-
-@app.command()
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Tell which engines work here and why not, the state of the cache, and versions."""
-    from ringfence.cli.doctor import print_report
-
-    print_report(as_json=json)
+_COMPLETION = "_RINGFENCE_COMPLETE"  # how a shell asks typer's library for completions
 
 
 def main() -> None:
     """Entry point of the console script."""
+    gc.disable()  # what a start makes stays; `run_machine` switches it on again
     try:
-        app()
+        options = _plain_run(sys.argv[1:])
+        execute = _plain_exec(sys.argv[1:])
+        if execute is not None:
+            from ringfence.cli.guest_commands import execute as execute_in_guest
+
+            sys.exit(execute_in_guest(execute.machine, execute.command, execute.environment, execute.folder))
+        if options is None:
+            from ringfence.cli.app import app
+
+            app()
+        else:
+            modules = bundle.install()
+            from ringfence.cli.run import run_machine
+
+            status = run_machine(options)
+            bundle.keep(modules)
+            sys.exit(status)
     except UserError as error:
         print(f"ringfence: {error.cause}", file=sys.stderr)
         if error.remedy:
@@ -109,3 +47,18 @@ def main() -> None:
         sys.exit(USER_ERROR_STATUS)
     except BrokenPipeError:
         sys.exit(141)  # 128 + SIGPIPE: whoever read our output has gone
+    except KeyboardInterrupt:
+        print("Aborted.", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, before the machine took the signal over
+
+
+def _plain_run(arguments: list[str]) -> RunOptions | None:
+    if arguments[:1] != ["run"] or _COMPLETION in os.environ:
+        return None
+    return read_options(arguments[1:])
+
+
+def _plain_exec(arguments: list[str]) -> ExecOptions | None:
+    if arguments[:1] != ["exec"] or _COMPLETION in os.environ:
+        return None
+    return read_exec(arguments[1:])

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from ringfence.core.late import LateModule
+
+if TYPE_CHECKING:
+    from rich import console as rich_console
+    from rich import progress as rich_progress
+else:  # most starts have nothing to show
+    rich_console = LateModule("rich.console")
+    rich_progress = LateModule("rich.progress")
 
 _QUIET_S = 0.5
 
@@ -16,11 +24,14 @@ class ProgressLine:
     """`report(label, done, total)` as engines call it; a `with` block gives the terminal back."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._bar: rich_progress.Progress | None = None
+        self._tasks: dict[str, rich_progress.TaskID] = {}
         self._tenths: dict[str, int] = {}
         self._begun = time.monotonic()
+
+    @cached_property
+    def _console(self) -> rich_console.Console:
+        return rich_console.Console(stderr=True)
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -39,8 +50,9 @@ class ProgressLine:
 
     def _show_bar(self, label: str, done: int, total: int) -> None:
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console, transient=True)
+            rich = rich_progress
+            columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn())
+            self._bar = rich.Progress(*columns, console=self._console, transient=True)
             self._bar.start()
         if label not in self._tasks:
             self._tasks[label] = self._bar.add_task(label, total=max(total, 1))

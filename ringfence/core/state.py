@@ -13,10 +13,15 @@ path; `save` and `load` check.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringfence.core.errors import SnapshotError
+from ringfence.core.late import LateModule
+
+if TYPE_CHECKING:
+    import hashlib
+else:  # for schemas
+    hashlib = LateModule("hashlib")
 
 
 class Field:

@@ -1,7 +1,7 @@
 """One tracing switch: `RINGFENCE_TRACE=virtio,irq` prints those categories to standard error; free when off.
 
-    trace = tracer("irq")
-    if trace: trace("line %d raised", n)
+trace = tracer("irq")
+if trace: trace("line %d raised", n)
 """
 
 from __future__ import annotations

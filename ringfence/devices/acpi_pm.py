@@ -1,6 +1,7 @@
 """ACPI fixed hardware (ACPI Specification 6.5, section 4.8): PM1 event and control, power management timer, GPE block 0.
 
-The machine is always in ACPI mode: the FADT gives no SMI command port, and SCI_EN reads as 1.
+Without firmware the machine is always in ACPI mode: the FADT gives no SMI command port, and SCI_EN reads as 1.  With it the
+machine starts in legacy mode, and the chipset's SMI command port switches (`set_acpi_mode`); events interrupt only in ACPI mode.
 """
 
 from __future__ import annotations
@@ -58,17 +59,23 @@ class AcpiPm(TimedDevice):
     """Bus handlers: `pm1_event` (4 ports: PM1_STS, PM1_EN), `pm1_control` (2), `timer` (4), `gpe0` (4: GPE0_STS, GPE0_EN).
 
     `irq` is the SCI, a level.  `on_poweroff` is called from within the guest's write of SLP_EN with S5's SLP_TYP.
+    `legacy_start` is for boards with firmware: SCI_EN is 0 until the operating system asks for ACPI mode.
     """
 
     name = "acpi-pm"
 
-    def __init__(self, irq: IrqPin, clock: Clock, on_poweroff: Callable[[], None], timer_bits: int = 32) -> None:
+    def __init__(
+        self, irq: IrqPin, clock: Clock, on_poweroff: Callable[[], None], timer_bits: int = 32, *, legacy_start: bool = False
+    ) -> None:
         if timer_bits not in (24, 32):
             raise ValueError("the PM timer has 24 or 32 bits")
         self.state: AcpiPmState = AcpiPmState()
         self._irq = irq
         self._clock = clock
         self._on_poweroff = on_poweroff
+        self._legacy_start = legacy_start
+        if legacy_start:
+            self.state.pm1_cnt = 0
         self._half_ticks = 1 << timer_bits - 1
         self._carry_timer = clock.timer(self._update)
         self.timer = _PmTimer(clock, timer_bits)
@@ -78,6 +85,8 @@ class AcpiPm(TimedDevice):
 
     def reset(self) -> None:
         self.state.reset()
+        if self._legacy_start:
+            self.state.pm1_cnt = 0
         self.timer.start_ns = self._clock.now_ns()
         self._update()
 
@@ -92,6 +101,11 @@ class AcpiPm(TimedDevice):
 
     def _stop_timers(self) -> None:
         self._carry_timer.cancel()
+
+    def set_acpi_mode(self, enabled: bool) -> None:
+        """What a write of ACPI_ENABLE or ACPI_DISABLE to the SMI command port does."""
+        self.state.pm1_cnt = self.state.pm1_cnt & ~_SCI_EN | (_SCI_EN if enabled else 0)
+        self._update()
 
     def press_power_button(self) -> None:
         """The user's wish to shut down; the guest's ACPI driver answers it."""
@@ -114,7 +128,7 @@ class AcpiPm(TimedDevice):
             self._carry_timer.arm(self.timer.start_ns - -next_ticks * _NS // PM_TIMER_HZ)
         else:
             self._carry_timer.cancel()
-        self._irq.set(bool(s.pm1_sts & s.pm1_en or s.gpe0_sts & s.gpe0_en))
+        self._irq.set(bool(s.pm1_cnt & _SCI_EN and (s.pm1_sts & s.pm1_en or s.gpe0_sts & s.gpe0_en)))
 
     def _read_event(self, k: int) -> int:
         self._update()
@@ -134,7 +148,8 @@ class AcpiPm(TimedDevice):
     def _write_control(self, k: int, value: int) -> None:
         s = self.state
         if k == 0:
-            s.pm1_cnt = s.pm1_cnt & 0xFF00 | value & _BM_RLD | _SCI_EN
+            # 4.8.3.2.1: software treats SCI_EN as read-only
+            s.pm1_cnt = s.pm1_cnt & (0xFF00 | _SCI_EN) | value & _BM_RLD
             return
         s.pm1_cnt = s.pm1_cnt & 0xFF | (value << 8 & 7 << _SLP_TYP_SHIFT)
         # Sleep states other than S5 are not offered by the DSDT; asking for one changes nothing.

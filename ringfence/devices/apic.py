@@ -36,11 +36,17 @@ def _no_startup(vector: int) -> None:
     """A lone vCPU is never started by another."""
 
 
+def _here() -> bool:
+    """A lone vCPU's thread is the only one."""
+    return False
+
+
 class LocalApic(ApicCore):
     """One vCPU's local APIC: MMIO handler, MSR handler and interrupt controller for an engine.
 
     `notify()` is called whenever an interrupt or NMI becomes deliverable.  `on_eoi(vector)` follows the EOI of a
     level-triggered interrupt.  `on_init()` and `on_startup(vector)` carry INIT and SIPI to whoever runs the vCPU.
+    `is_elsewhere()` tells whether the calling thread is not the vCPU's own, so that the vCPU may be executing.
     """
 
     def __init__(
@@ -55,8 +61,9 @@ class LocalApic(ApicCore):
         memory: GuestMemory | None = None,
         on_init: Callable[[], None] = _nothing,
         on_startup: Callable[[int], None] = _no_startup,
+        is_elsewhere: Callable[[], bool] = _here,
     ) -> None:
-        super().__init__(apic_id, clock, tsc_hz, read_tsc, notify, on_eoi, memory, on_init, on_startup)
+        super().__init__(apic_id, clock, tsc_hz, read_tsc, notify, on_eoi, memory, on_init, on_startup, is_elsewhere)
         self._ipis = ipis
 
     # --- registers ----------------------------------------------------------------------------------------------------

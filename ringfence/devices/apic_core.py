@@ -46,6 +46,7 @@ class ApicCore(TimedDevice):
         memory: GuestMemory | None,
         on_init: Callable[[], None],
         on_startup: Callable[[int], None],
+        is_elsewhere: Callable[[], bool],
     ) -> None:
         self.name = f"apic{apic_id}"
         self.apic_id = apic_id
@@ -54,11 +55,16 @@ class ApicCore(TimedDevice):
         self._on_eoi = on_eoi
         self._on_init = on_init
         self._on_startup = on_startup
+        self._is_elsewhere = is_elsewhere
         self._pic: ExtIntSource | None = None
         self._ppr = 0
         self._pv_eoi = PvEoi(self.state, memory)
         self._timer = ApicTimer(self.state, clock, tsc_hz, read_tsc, self._timer_expired)
         self._clear()
+
+    def on_init(self, told: Callable[[], None]) -> None:
+        """`told` is called after an INIT message in place of what the constructor was given."""
+        self._on_init = told
 
     def connect_pic(self, pic: ExtIntSource) -> None:
         """Who answers ExtINT; its output drives `set_lint0`."""
@@ -108,9 +114,12 @@ class ApicCore(TimedDevice):
     # --- what an engine asks ------------------------------------------------------------------------------------------
 
     def pending(self) -> bool:
+        """Asked by the vCPU's own thread."""
         s = self.state
         if s.pv_eoi_armed:
             self._settle()
+            if s.irr and s.pv_eoi_armed:  # came from elsewhere
+                self._pv_eoi.revoke()
         irr = s.irr
         if irr and irr.bit_length() - 1 & 0xF0 > self._ppr & 0xF0 and s.apic_base & r.BASE_ENABLE:
             return True
@@ -254,16 +263,20 @@ class ApicCore(TimedDevice):
     def _request(self, vector: int, level_triggered: bool) -> None:
         s = self.state
         bit = 1 << vector
+        late = False
         if s.pv_eoi_armed:
             self._settle()
-            self._pv_eoi.revoke()
+            # The guest clears its flag by an instruction that is not atomic: it must not be executing when the flag is taken back.
+            late = bool(s.pv_eoi_armed) and self._is_elsewhere()
+            if not late:
+                self._pv_eoi.revoke()
         if level_triggered:
             s.tmr |= bit
         else:
             s.tmr &= ~bit
         if not s.irr & bit:
             s.irr |= bit
-            if vector & 0xF0 > self._ppr & 0xF0:
+            if late or vector & 0xF0 > self._ppr & 0xF0:
                 self._notify()
 
     def _settle(self) -> None:

@@ -36,10 +36,11 @@ class PciHost(Device):
     name = "pci-host"
     state: PciHostState
 
-    def __init__(self, bus: PciBus, reset_control: Handler | None = None) -> None:
+    def __init__(self, bus: PciBus, reset_control: Handler | None = None, bridge: PciFunction | None = None) -> None:
+        """`bridge` is the function at 00:00.0, a plain one where none is given."""
         self.state = PciHostState()
         self.bus = bus
-        self.bridge = PciFunction("host-bridge", 0x8086, 0x1237, 0x060000, revision_id=2)
+        self.bridge = bridge or PciFunction("host-bridge", 0x8086, 0x1237, 0x060000, revision_id=2)
         self._reset_control = reset_control
         bus.add(0, self.bridge)
 

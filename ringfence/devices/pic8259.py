@@ -74,6 +74,10 @@ class PicPair(Device):
     def pending(self) -> bool:
         return self._highest(_MASTER) is not None
 
+    def in_service(self, number: int) -> bool:
+        """Whether IRQ `number` was acknowledged and its handler has not given the EOI yet."""
+        return bool(self.state.isr[number >> 3] >> (number & 7) & 1)
+
     def acknowledge(self) -> int:
         """The INTA cycle: returns the vector.  With nothing left to acknowledge it is that of IRQ 7 (or 15)."""
         vector = self._acknowledge(_MASTER)

@@ -42,6 +42,7 @@ class PitState(State):
     edge_due = Field(1, doc="channel 0 in modes 0 and 4: the terminal count has not been reached")
     irq_level = Field(1, doc="level of the IRQ 0 pin (filled in by save)")
     speaker = Field(1, doc="port 0x61 bit 1: speaker data enable")
+    checks = Field(2, doc="port 0x61 bits 2 and 3: RAM parity and I/O channel checks are off; nothing ever fails them")
 
 
 def _to_bcd(value: int) -> int:
@@ -224,11 +225,11 @@ class Pit(TimedDevice):
     def _read_port61(self, _: int) -> int:
         s = self.state
         refresh = self._clock.now_ns() // _REFRESH_NS & 1
-        return int(s.gate[2] | s.speaker << 1 | refresh << 4 | self.output(2) << 5)
+        return int(s.gate[2] | s.speaker << 1 | s.checks << 2 | refresh << 4 | self.output(2) << 5)
 
     def _write_port61(self, _: int, value: int) -> None:
         s = self.state
-        s.speaker = value >> 1 & 1
+        s.speaker, s.checks = value >> 1 & 1, value >> 2 & 3
         gate, now = value & 1, self._clock.now_ns()
         if gate == s.gate[2]:
             return

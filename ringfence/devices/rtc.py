@@ -97,6 +97,10 @@ class Rtc(TimedDevice):
         """Firmware configuration bytes (0x0e-0x7f)."""
         self.state.cmos[index] = value & 0xFF
 
+    def nvram(self, index: int) -> int:
+        """A byte that `set_nvram` or the guest wrote."""
+        return int(self.state.cmos[index])
+
     def _freeze(self) -> None:
         self.state.periodic_age_ns = max(0, self._clock.now_ns() - self._periodic_ns)
         self.state.irq_level = int(self._irq.level)

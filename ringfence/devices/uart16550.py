@@ -16,6 +16,7 @@ from ringfence.backends.api import Char
 from ringfence.bus.irq import IrqPin
 from ringfence.core.clock import Clock
 from ringfence.core.errors import SnapshotError
+from ringfence.core.port_hint import PortHint
 from ringfence.core.state import Field, State
 from ringfence.devices.api import Device
 
@@ -61,6 +62,8 @@ class Uart(Device):
         self._fifo: deque[int] = deque()
         self._queue: deque[int] = deque()
         self._out = bytearray()
+        self.line_status, self.transmitter = PortHint(), PortHint()  # at offsets 5 and 0
+        self._hint()
 
     def reset(self) -> None:
         self.flush()
@@ -68,6 +71,7 @@ class Uart(Device):
         self._fifo.clear()
         self._queue.clear()
         self._irq.set(False)
+        self._hint()
 
     def pause(self) -> None:
         self.flush()
@@ -92,6 +96,7 @@ class Uart(Device):
         self._fifo = deque(self.state.fifo[: self.state.fifo_bytes])
         self._queue = deque(queue)
         self._irq.restore(self._interrupt() != _IIR_NONE)
+        self._hint()
 
     def receive(self, data: bytes) -> None:
         """Bytes from the host, on the device thread."""
@@ -164,6 +169,7 @@ class Uart(Device):
             self._write_fcr(value)
         elif offset == 3:
             s.lcr = value
+            self._hint()
         elif offset == 4:
             s.mcr = value & 0x1F
             self._update_modem()
@@ -178,6 +184,7 @@ class Uart(Device):
             else:
                 s.lsr |= _LSR_OE
             s.lsr |= _LSR_DR
+            self._hint()
         else:
             out = self._out
             out.append(byte)
@@ -210,6 +217,7 @@ class Uart(Device):
             s.lsr |= _LSR_DR
         else:
             s.lsr &= ~_LSR_DR
+        self._hint()
 
     def _write_fcr(self, value: int) -> None:
         s = self.state
@@ -252,3 +260,10 @@ class Uart(Device):
 
     def _update(self) -> None:
         self._irq.set(self._interrupt() != _IIR_NONE)
+        self._hint()
+
+    def _hint(self) -> None:
+        """A kernel's console polls LSR and writes THR, with its interrupt disabled: neither needs the device at once."""
+        s = self.state
+        self.line_status.set(None if s.lsr & _LSR_ERRORS else s.lsr, False)
+        self.transmitter.set(None, not (s.ier & _IER_THRE or s.lcr & _LCR_DLAB or s.mcr & _MCR_LOOP))

@@ -8,37 +8,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ringfence.core.record import Record
 
-@dataclass(slots=True)
-class Halt:
+
+class Halt(Record):
     """HLT with interrupts enabled (`wakeable`) or disabled (only NMI or reset could wake it)."""
 
     wakeable: bool
 
 
-@dataclass(slots=True)
-class Shutdown:
+class Shutdown(Record):
     """Triple fault.  `reason` tells which exceptions led to it."""
 
     reason: str
 
 
-@dataclass(slots=True)
-class Interrupted:
+class Interrupted(Record):
     """Kicked, or a deadline passed, or an interrupt can be injected now."""
 
 
-@dataclass(slots=True)
-class Fault:
+class Fault(Record):
     """The engine cannot go on with this guest (not the guest's architectural fault); `reason` is for the user."""
 
     reason: str
 
 
-Exit = Halt | Shutdown | Interrupted | Fault
+class Watch(Record):
+    """Data that a debugger watches: `size_bytes` (1 or more) from linear address `address` on."""
+
+    address: int
+    size_bytes: int
+    on_read: bool
+    on_write: bool
+
+
+class Debug(Record):
+    """A debugger's point was met.  With `watch` the access has been made and the instruction is done; without, the instruction
+    at linear address `address`, which has a breakpoint, has not begun."""
+
+    address: int
+    watch: Watch | None = None
+
+
+Exit = Halt | Shutdown | Interrupted | Fault | Debug
 
 
 class AddressSpace(Protocol):
@@ -79,6 +94,13 @@ class Engine(Protocol):
     def run(self, deadline_ns: int | None) -> Exit:
         """Runs until an exit, at the latest shortly after `deadline_ns` of the machine's clock."""
 
+    def step(self, interrupts: bool) -> Exit | None:
+        """One instruction, breakpoint or not, or with `interrupts` the delivery of one that waits.  None: nothing to tell."""
+
+    def set_points(self, breakpoints: Sequence[int], watches: Sequence[Watch]) -> None:
+        """The debugger's breakpoints (linear addresses of instructions) and watchpoints, in place of those before.  `run` passes
+        over a breakpoint at the very instruction that it starts with."""
+
     def kick(self) -> None: ...
 
     def interrupt_changed(self) -> None:
@@ -92,6 +114,10 @@ class Engine(Protocol):
 
     def write_state(self, values: dict[str, int]) -> None:
         """Sets the named registers, all others unchanged."""
+
+    def rest(self) -> int:
+        """The guest has been idle for a while: gives memory back that can be made again, in bytes.  Between two calls of `run`, on the
+        vCPU's thread."""
 
     def stats(self) -> dict[str, Any]: ...
 

@@ -1,6 +1,7 @@
 """Hardware breakpoints: DR0-DR3 as DR7 arms them (SDM 3B 18.2, debug registers).
 
-While any is armed the vCPU runs one instruction at a time in the interpreter, which tells of every access here.
+The instructions that meet one are carried out in the interpreter, which tells of every access here; how they are found is told in
+translate/native_points.py.  With breakpoints on I/O armed the vCPU runs one instruction at a time.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ class Breakpoints:
 
     def __init__(self, state: VcpuState) -> None:
         self._state = state
-        self._active: list[tuple[int, int, int, int]] = []
+        self.active: list[tuple[int, int, int, int]] = []
         self.hits = 0
 
     def begin(self, rip: int) -> int:
         """An instruction begins: bits of the breakpoints on its execution."""
-        state, active, found = self._state, self._active, 0
+        state, active, found = self._state, self.active, 0
         self.hits = 0
         active.clear()
         dr7 = state["dr7"]
@@ -40,12 +41,12 @@ class Breakpoints:
 
     def touch(self, address: int, size: int, write: bool) -> None:
         """The instruction reads or writes `size` bytes at a linear address."""
-        for bit, kind, base, length in self._active:
+        for bit, kind, base, length in self.active:
             if (kind == _READ_WRITE or (write and kind == _WRITE)) and address < base + length and base < address + size:
                 self.hits |= bit
 
     def touch_port(self, port: int, size: int) -> None:
-        if self._active and self._state["cr4"] & _CR4_DE:
-            for bit, kind, base, length in self._active:
+        if self.active and self._state["cr4"] & _CR4_DE:
+            for bit, kind, base, length in self.active:
                 if kind == _PORT and port < base + length and base < port + size:
                     self.hits |= bit

@@ -6,7 +6,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ringfence.isa.x86.state import GPR, SEGMENTS, EngineState, X86State, rflags_image, rflags_words
+from ringfence.isa.x86.hidden import hidden_words
+from ringfence.isa.x86.models import CpuModel
+from ringfence.isa.x86.modes import ODD_REGIME, REGIMES, odd_mode
+from ringfence.isa.x86.state import GPR, IOPL, NT, SEGMENTS, VM, EngineState, X86State, rflags_image, rflags_words
 from ringfence.translate.code_memory import CodeMemory
 from ringfence.translate.layout import FIELDS, FRONT_BYTES, stride
 
@@ -113,6 +116,10 @@ class VcpuState(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(_DECLARED)
 
+    def complete_in(self, size: int, value: int) -> None:
+        """Puts what IN read into AL, AX or EAX."""
+        self["rax"] = value & 0xFFFFFFFF if size == 4 else self["rax"] & ~((1 << 8 * size) - 1) | value
+
     def reset(self) -> None:
         """Power-on values of every architectural field."""
         for name, field in X86State.FIELDS.items():
@@ -120,10 +127,50 @@ class VcpuState(Mapping[str, Any]):
                 self._indexed[name][k] = field.reset
             if field.count is None:
                 self[name] = field.reset
+        self.derive_segments()
+
+    def become(self, model: CpuModel) -> None:
+        """Limits the registers to what the model has, and gives them its values of power-on.  After `reset`."""
+        real = IOPL | NT if model.generation == 286 else 0
+        self["flags_settable"] = model.flags_settable
+        self["flags_settable_real"] = model.flags_settable & ~real
+        self["flags_fixed"] = model.flags_fixed & ~2
+        self["cr0_settable"], self["cr0_fixed"] = model.cr0_settable, model.cr0_fixed
+        self["cr4_settable"] = model.cr4_settable
+        self.write_registers(model.power_on())
+
+    # ---- modes
+    def is_long(self) -> bool:
+        """64-bit mode."""
+        return bool(self["efer"] >> 10 & 1 and self["cs_attr"] >> 9 & 1)
+
+    def is_real(self) -> bool:
+        """Real-address or virtual-8086 mode."""
+        return not self["cr0"] & 1 or bool(self["rflags_sys"] & VM)
+
+    def form_mode(self, regime: int) -> int:
+        """The mode (isa/x86/modes.py) that instructions are decoded in, of the regime that the run time computed."""
+        if regime != ODD_REGIME:
+            return REGIMES[regime]
+        return odd_mode(32 if self["cs_attr"] >> 10 & 1 else 16, 32 if self["ss_attr"] >> 10 & 1 else 16)
+
+    def derive_segments(self) -> None:
+        """Brings what follows from the segments' hidden parts in line with them and with the mode."""
+        real = not self["cr0"] & 1
+        for name in SEGMENTS[:6]:
+            words = hidden_words(name, self[f"{name}_base"], self[f"{name}_limit"], self[f"{name}_attr"], real)
+            for suffix, word in zip(("_rlimit", "_wlimit", "_unflat"), words, strict=True):
+                self[name + suffix] = word
+
+    def eip(self) -> int:
+        """RIP, or EIP outside of 64-bit mode."""
+        rip = int(self["rip"])
+        return rip if self.is_long() else rip - self["cs_base"] & 0xFFFFFFFF
 
     def registers(self) -> dict[str, int]:
-        """Architectural registers by their manual names; the flags must be settled."""
+        """Architectural registers by their manual names (`rip` is an offset within CS); the flags must be settled."""
         values = {name: int(self[name]) for name in _PLAIN}
+        values["rip"] = self.eip()
         values["rflags"] = rflags_image(self)  # type: ignore[arg-type]
         for k in range(8):
             values[f"st_physical{k}"] = self._indexed["st"][k]
@@ -131,13 +178,17 @@ class VcpuState(Mapping[str, Any]):
 
     def write_registers(self, values: dict[str, int]) -> None:
         """The opposite for the registers that are named; raises KeyError for a name that is no register."""
+        eip = values.get("rip", self.eip())
         for name, value in values.items():
             if name == "rflags":
                 for field, word in rflags_words(value).items():
                     self[field] = word
+                self["rflags_sys"] |= self["flags_fixed"]
             elif name.startswith("st_physical"):
                 self._indexed["st"][int(name[11:])] = value
             else:
                 self[name] = value
         if "cs" in values and "cpl" not in values:
-            self["cpl"] = values["cs"] & 3
+            self["cpl"] = 0 if not self["cr0"] & 1 else 3 if self["rflags_sys"] & VM else values["cs"] & 3
+        self["rip"] = eip if self.is_long() else self["cs_base"] + eip & 0xFFFFFFFF
+        self.derive_segments()

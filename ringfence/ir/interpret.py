@@ -9,18 +9,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ringfence.ir import softfloat
+from ringfence.ir.fault import GuestFault
 from ringfence.ir.ops import COMPARE, PURE, join_lanes, mask, signed, split_lanes
 from ringfence.ir.value import Op, Value
-
-
-class GuestFault(Exception):
-    """An exception of the guest: nothing of the instruction has happened."""
-
-    def __init__(self, vector: int, error: int = 0, address: int | None = None) -> None:
-        super().__init__(vector, error, address)
-        self.vector = vector
-        self.error = error
-        self.address = address  # for #PF: what goes into CR2
 
 
 class Memory(Protocol):
@@ -145,6 +136,8 @@ class Interpreter:
                 self.memory.store_physical(a[0], op.args[1].w // 8, a[1])
             case "atomic":
                 return self._atomic(op, a)
+            case "fence":
+                pass  # an engine that interprets beside other vCPUs passes through locks
             case "fault":
                 raise GuestFault(at["vector"], a[0])
             case "fp":
@@ -162,6 +155,7 @@ class Interpreter:
         return 0
 
     def _atomic(self, op: Op, a: list[int]) -> int:
+        """Not atomic: whoever interprets this keeps other vCPUs out."""
         w, size = op.w, op.w // 8
         old = self.memory.load(a[0], size, True)
         match op.at["kind"]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 from ringfence.core.clock import Clock
 from ringfence.core.errors import UserError
+from ringfence.core.record import Record
+from ringfence.engine import cpuid, switches, tsc
 from ringfence.engine.api import AddressSpace, Engine, InterruptController, MsrHandler
 from ringfence.memory.guest_memory import GuestMemory
 
 
-@dataclass(frozen=True)
-class EngineParts:
+class EngineParts(Record):
     """What every engine is built from."""
 
     memory: GuestMemory
@@ -26,10 +27,10 @@ class EngineParts:
     msrs: MsrHandler
     clock: Clock
     on_progress: Callable[[str, int, int], None] | None = None
+    cpu: str = cpuid.MODEL
 
 
-@dataclass(frozen=True)
-class EngineChoice:
+class EngineChoice(Record):
     """One engine: `reason` tells why it does not work here and is empty when it does."""
 
     name: str
@@ -38,44 +39,57 @@ class EngineChoice:
     build: Callable[[EngineParts], Engine]
     tsc_hz: Callable[[], int]
     tsc_reader: Callable[[], Callable[[], int]]
+    build_several: Callable[[threading.RLock, Sequence[EngineParts]], list[Engine]] | None = None
+    """The engines of several vCPUs, whose threads hold the lock except while their vCPU executes."""
 
 
 def _module() -> ModuleType:
-    # Loaded late: it brings LLVM with it, and `doctor` has to tell when that is missing or broken.
+    # Loaded late: `doctor` has to tell when a part of it is missing or broken.
     return importlib.import_module("ringfence.engine.emulate")
+
+
+def _arguments(parts: EngineParts) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    options = {"model": cpuid.MODELS[parts.cpu], "without": switches.from_environment()}
+    options["keep_translations"] = switches.keep_translations()
+    return (parts.memory, parts.ports, parts.mmio, parts.interrupts, parts.msrs, parts.clock, parts.on_progress), options
 
 
 def _build_emulate(parts: EngineParts) -> Engine:
     build: Callable[..., Engine] = _module().EmulateEngine
-    return build(parts.memory, parts.ports, parts.mmio, parts.interrupts, parts.msrs, parts.clock, parts.on_progress)
+    arguments, options = _arguments(parts)
+    return build(*arguments, **options)
 
 
-def _emulate_tsc_hz() -> int:
-    return int(_module().guest_tsc_hz())
+def _build_several(lock: threading.RLock, parts: Sequence[EngineParts]) -> list[Engine]:
+    build: Callable[..., list[Engine]] = importlib.import_module("ringfence.engine.smp").build
+    return build(lock, [_arguments(each) for each in parts])
 
 
-def _emulate_read_tsc() -> Callable[[], int]:
-    read: Callable[[], int] = _module().read_guest_tsc
-    return read
-
-
-def _emulate_reason() -> str:
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return f"translated code is made for x86-64 hosts, this one is {platform.machine()}"
+def _emulate_reason(thorough: bool) -> str:
+    if os.uname().machine != "x86_64":
+        return f"translated code is made for x86-64 hosts, this one is {os.uname().machine}"
     if not hasattr(os, "memfd_create"):
         return "the host has no memfd_create (Linux 3.17 or newer is needed)"
     try:
-        _module()
+        engine = _module()
+        if thorough:
+            engine.check()
     except (ImportError, OSError) as error:
         return f"a part of it cannot be loaded: {error}"
     return ""
 
 
-def engines() -> list[EngineChoice]:
-    """All engines of this version, the one that `auto` prefers first."""
+def engines(thorough: bool = False) -> list[EngineChoice]:
+    """All engines of this version, the one that `auto` prefers first.  `thorough`: what a start does without is looked at too."""
     return [
         EngineChoice(
-            "emulate", "translates every guest instruction", _emulate_reason(), _build_emulate, _emulate_tsc_hz, _emulate_read_tsc
+            "emulate",
+            "translates every guest instruction",
+            _emulate_reason(thorough),
+            _build_emulate,
+            tsc.hz,
+            lambda: tsc.read,
+            _build_several,
         ),
     ]
 

@@ -12,20 +12,21 @@
 
 The machine's thread is timed by phase around the engine; what the engine says it spent on translation and in device code
 is taken out of its own running time; the CPU seconds of those two are shared out by wall time.  CPU seconds of `start` are
-those of the whole process, all others of that thread.
+those of the whole process, all others of that thread.  Of several vCPUs the machine's thread runs the first only; counts are those
+of all.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import os
-import resource
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringfence.core.errors import UserError
+from ringfence.core.late import LateModule
+from ringfence.core.record import Record
 from ringfence.core.units import KIB
 from ringfence.engine.api import Engine
 from ringfence.machine.executor import DeviceThread
@@ -33,21 +34,28 @@ from ringfence.machine.spec import MachineSpec
 from ringfence.machine.status import ExitStatus
 from ringfence.memory.guest_memory import GuestMemory
 
+if TYPE_CHECKING:
+    import json
+    import tempfile
+else:  # for --stats
+    json = LateModule("json")
+    tempfile = LateModule("tempfile")
+
 _COUNTERS = ("guest_instructions", "blocks_translated", "blocks_dropped", "stencil_forms_compiled", "tlb_refills")
 
 
-@dataclass(frozen=True)
-class RunFigures:
+class RunFigures(Record):
     loop: DeviceThread
-    engine: Engine
+    engines: Sequence[Engine]
     memory: GuestMemory
     spec: MachineSpec
     status: ExitStatus | None
 
 
 def assemble(run: RunFigures) -> dict[str, Any]:
-    engine = run.engine.stats()
-    own_wall: dict[str, float] = engine.get("seconds", {})
+    figures = [engine.stats() for engine in run.engines]
+    engine = functools.reduce(added, figures)
+    own_wall: dict[str, float] = figures[0].get("seconds", {})
     wall_ns, cpu_ns = run.loop.times.wall_ns, run.loop.times.cpu_ns
     # Engines tell wall time.  Nothing inside of `run` sleeps, so its parts had the CPU in the same proportion as the whole.
     share = min(1.0, cpu_ns["run"] / wall_ns["run"]) if wall_ns["run"] else 0.0
@@ -62,15 +70,35 @@ def assemble(run: RunFigures) -> dict[str, Any]:
         exits[name] = max(count, exits.get(name, 0))
     result["exits"] = exits
     result["memory"] = {
-        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB,
+        "host_peak_bytes": host_peak_bytes(),
         "guest_bytes": run.memory.size_bytes,
         "guest_pages_touched": run.memory.pages_touched(),
     }
-    result["machine"] = {"engine": run.engine.name, "board": run.spec.board, "cpu": run.spec.cpu, "cpus": run.spec.cpus}
+    result["machine"] = {"engine": run.engines[0].name, "board": run.spec.board, "cpu": run.spec.cpu, "cpus": run.spec.cpus}
     if run.status is not None:
         result["ended"] = {"how": run.status.ending.value, "status": run.status.code, "reason": run.status.reason}
     result["engine"] = engine
     return result
+
+
+def added(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The sums of two engines' figures, dictionaries within them included."""
+    result = dict(first)
+    for name, value in second.items():
+        if isinstance(value, dict):
+            result[name] = added(result.get(name, {}), value)
+        else:
+            result[name] = result.get(name, 0) + value
+    return result
+
+
+def host_peak_bytes() -> int:
+    """The most memory that this process has had resident.  getrusage(2) would tell the size of the process that started this one,
+    where that was larger: the maximum that it keeps outlives execve(2)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * KIB
+    return 0  # a kernel without it, proc(5)
 
 
 def _phases(loop_ns: dict[str, int], engine_s: dict[str, float]) -> dict[str, float]:

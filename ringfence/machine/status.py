@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
+
+from ringfence.core.record import Record
 
 STATUS_CRASHED = 70  # EX_SOFTWARE of sysexits.h
 STATUS_TIMEOUT = 124  # as timeout(1)
@@ -21,8 +22,7 @@ class Ending(Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True)
-class ExitStatus:
+class ExitStatus(Record):
     """`code` is the command's exit status.  After a crash `reason` says what happened, `last_exit` what the engine
     returned last, and `registers` holds the vCPU as it was then."""
 
@@ -30,7 +30,7 @@ class ExitStatus:
     code: int
     reason: str = ""
     last_exit: str = ""
-    registers: dict[str, int] = field(default_factory=dict)
+    registers: dict[str, int] = {}
     detail: str = ""
 
     @classmethod

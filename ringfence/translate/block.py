@@ -12,24 +12,41 @@ block is left.  Instructions that can fault count as readers of the flags, so wh
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any
 
 import iced_x86 as iced
 
 from ringfence.isa.x86.context import Form
-from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, decode, decoder, describe
+from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, branch_target, decode, decoder, early_instruction
 from ringfence.isa.x86.flags import SETTLED
 from ringfence.isa.x86.fp_available import fp_class
+from ringfence.isa.x86.models import DEFAULT, CpuModel
+from ringfence.isa.x86.modes import REGIMES
 from ringfence.translate.code_memory import COLD_START, FIXED_START, CodeMemory
-from ringfence.translate.layout import BLOCK_BYTES, FRONT_BYTES, HASH_ENTRIES, JUMP_CACHE, JUMP_CACHE_ENTRIES, MAX_BLOCKS
+from ringfence.translate.layout import BLOCK_BYTES, HASH_ENTRIES, MAX_BLOCKS
 from ringfence.translate.lower import RECORD, RECORD_BYTES, RECORD_IMM, RECORD_NEXT
-from ringfence.translate.native_layout import NT
+from ringfence.translate.native_blocks import BLOCK_CROSSING
+from ringfence.translate.native_codes import KIND_UNCHANGED, MODE_FP_SLOW, MODE_SSE_SLOW, MODE_TABLE
+from ringfence.translate.native_layout import NT, REGIME_MASK, REGIME_SHIFT
+from ringfence.translate.native_learning import Learner
+from ringfence.translate.native_points_layout import MODE_ONE
 from ringfence.translate.native_tables import NativeTables
 from ringfence.translate.objects import patch, place
-from ringfence.translate.recipes import Recipe, Template, field_offset, find_template, make_recipe, piece, place_constants, recipe_of_record
-from ringfence.translate.runtime import BLOCK_CROSSING, KIND_UNCHANGED, MODE_FP_SLOW, MODE_TABLE
-from ringfence.translate.stencils import StencilStore
+from ringfence.translate.recipes import (
+    Recipe,
+    Template,
+    field_offset,
+    find_template,
+    make_recipe,
+    names_of,
+    new_recipe,
+    piece,
+    place_constants,
+    recipe_of_record,
+)
+from ringfence.translate.stencils import StencilStore, form_of
 
 MAX_INSTRUCTIONS = 48
 MAX_RECIPES = 60_000  # a guest that executes random bytes has no end of them
@@ -46,72 +63,93 @@ _LINK = struct.Struct("<HHi")
 
 
 class Translator:
-    """Translates for one vCPU.  `symbols`: places in the code region of the run time's symbols.  `native`: the run time
-    translates what it knows from `tables` by itself, and comes here with the rest only."""
+    """Translates for one vCPU.  `symbols`: places in the code region of the run time's symbols.  `tables`: the run time
+    translates what it knows from them by itself, and comes here with the rest only."""
 
-    def __init__(self, memory: CodeMemory, store: StencilStore, symbols: dict[str, int], native: bool = False) -> None:
+    def __init__(
+        self,
+        memory: CodeMemory,
+        store: StencilStore,
+        symbols: dict[str, int],
+        tables: NativeTables | None = None,
+        model: CpuModel = DEFAULT,
+    ) -> None:
         self.memory = memory
         self.store = store
         self.symbols = symbols
-        self.recipes: dict[bytes, Recipe] = {}
+        self.model = model
+        self._tag = b"" if model is DEFAULT else model.name.encode() + b"\0"  # of its recipes in the store
+        self.recipes: list[dict[bytes, Recipe]] = [{} for _ in REGIMES]  # by regime
         self.blocks_translated = 0
         self.instructions_translated = 0
         self.flushes = 0
         self.fresh_pages: list[int] = []  # pages that got their first code: the engine protects them against stores
-        self._natives: dict[Form, int] = {}
+        self._natives = memory.natives
         self.settle = piece("(settle)")
-        self.leap = piece("(leap)", (("i", 64, 0),))
+        self.leaps = [piece("(leap)", (("i", 64, 0),), mode) for mode in REGIMES]
         self._defer = piece("(defer)")
-        self.tables: NativeTables | None = None
-        if native:
-            self.tables = NativeTables(memory, symbols, {"settle": self.settle, "leap": self.leap, "defer": self._defer})
-            memory.put(NT["enabled"], 1)
+        self.tables = tables
+
+    @functools.cached_property
+    def _learner(self) -> Learner:
+        assert self.tables is not None
+        return Learner(self.tables, self.symbols, self.pieces())
+
+    def pieces(self) -> dict[str, Recipe]:
+        """What the native translator puts between instructions, by the names of native_layout.py."""
+        leaps = {f"leap{k or ''}": leap for k, leap in enumerate(self.leaps)}
+        return {"settle": self.settle, **leaps, "defer": self._defer}
 
     # ---- recipes
-    def _recipe(self, raw: bytes, insn: iced.Instruction, offsets: Any) -> Recipe:
+    def _recipe(self, regime: int, raw: bytes, insn: iced.Instruction, offsets: Any) -> Recipe:
         """The recipe of an instruction with these bytes, from the cache or made now."""
-        cut = len(raw)
-        if offsets.has_displacement:
-            cut = offsets.displacement_offset
-        elif offsets.has_immediate:
-            cut = offsets.immediate_offset
-        prefix = raw[:cut]
-        found = self.recipes.get(prefix)
+        recipes = self.recipes[regime]
+        prefix, key = names_of(raw, offsets)
+        found = recipes.get(prefix)
         if found is not None and not found.form_immediates:
             return found
-        key = prefix + b"\0" + raw[offsets.immediate_offset :] if offsets.has_immediate else prefix
-        found = self.recipes.get(key)
+        found = recipes.get(key)
         if found is not None:
             return found
         for name in (prefix, key):
-            record = self.store.recipes.get(name)
+            record = self.store.recipes.get(self._tag + bytes((regime,)) + name)
             found = recipe_of_record(record) if record is not None else None
             if found is not None and (name is key or not found.form_immediates):
-                self.recipes[name] = found
+                recipes[name] = found
                 if found.form_immediates:
-                    self.recipes[prefix] = found
+                    recipes[prefix] = found
                 return found
-        if len(self.recipes) > MAX_RECIPES:
-            self.recipes.clear()
-        new = make_recipe(describe(insn), offsets.has_immediate)
-        self.recipes[prefix] = new
+        if len(recipes) > MAX_RECIPES:
+            recipes.clear()
+        new = new_recipe(raw, insn, offsets, REGIMES[regime], self.model)
+        recipes[prefix] = new
         if new.form_immediates:
-            self.recipes[key] = new
+            recipes[key] = new
         return new
 
     def save_recipes(self) -> None:
         """Hands what was learnt to the store, which keeps it for the next run."""
-        records = {name: r.record() for name, r in self.recipes.items() if not r.form_immediates or b"\0" in name}
-        self.store.recipes.update(records)
+        for regime, recipes in enumerate(self.recipes):
+            first = self._tag + bytes((regime,))
+            kept = {first + name: r.record() for name, r in recipes.items() if not r.form_immediates or b"\0" in name}
+            self.store.recipes.added.update(kept)
 
-    def _native(self, recipe: Recipe) -> int:
+    def _native(self, form: Form) -> int:
         """Offset in the code region of a form's native function."""
-        offset = self._natives.get(recipe.form)
+        offset = self._natives.get(form)
         if offset is None:
             base = self.memory.fixed + 63 & -64
-            image, symbols = place(self.store.native(recipe.form), base, self.symbols)
-            offset = self._natives[recipe.form] = self.memory.append_fixed(image, 64) + symbols["f"]
+            image, symbols = place(self.store.native(form), base, self.symbols)
+            offset = self._natives[form] = self.memory.append_fixed(image, 64) + symbols["f"]
         return offset
+
+    def place_wanted(self, vcpu: CodeMemory) -> bool:
+        """Whether the native translator gave a block of this vCPU's up for a native function only, which is there now: it may try again."""
+        wanted = vcpu.get(NT["wanted"])
+        if self.tables is None or wanted == 0:
+            return False
+        vcpu.put(NT["wanted"], 0)
+        return self.tables.enter_function(wanted, lambda plain: self._native(form_of(plain)))
 
     # ---- blocks
     def translate(self, va: int, ra: int, mode: int, page: memoryview, second_page: tuple[int, memoryview] | None) -> bool:
@@ -120,9 +158,10 @@ class Translator:
         `page` is the whole guest page.  False when the first instruction runs into the next page and `second_page` (its
         RAM offset and bytes) was not given.
         """
-        if self.memory.next_block >= MAX_BLOCKS - 1 or self.memory.hot > COLD_START - 65536 or self.memory.cold > FIXED_START - 262144:
+        if self.is_full():
             self.flush()
         offset = va & 0xFFF
+        regime = mode >> REGIME_SHIFT & REGIME_MASK
         raw = bytes(page[offset : offset + 16 * MAX_INSTRUCTIONS])
         insns = self._decode(raw, va, mode)
         crossing = learn = False
@@ -132,33 +171,39 @@ class Translator:
                 if second_page is None:
                     return False
                 whole += bytes(second_page[1][: MAX_INSTRUCTION_BYTES - len(whole)])
-            decoded = decode(whole, va)
+            decoded = decode(whole, va, REGIMES[regime], self.model)
             assert decoded is not None  # 15 bytes are always enough
             crossing = offset + decoded.length > 4096
-            source = decoder(whole[: decoded.length], va)
-            insn = source.decode()
+            raw = whole[: decoded.length]
+            insn, offsets = self._instruction_at(raw, va, REGIMES[regime])
             if decoded.form.name in ("ud", "gp"):
                 recipe = make_recipe(decoded, False)
             else:
-                recipe = self._recipe(whole[: decoded.length], insn, source.get_constant_offsets(insn))
+                recipe = self._recipe(regime, raw, insn, offsets)
+                learn = self.tables is not None
+            if mode & (MODE_FP_SLOW | MODE_SSE_SLOW) and (kind := fp_class(insn)) and (mode & MODE_FP_SLOW or kind == "sse"):
+                recipe = self._defer
             insns = [(recipe, insn, decoded.length)]
         else:
             learn = self.tables is not None
         _Builder(self, va, ra, mode, insns, second_page if crossing else None).build()
-        if learn and self.tables is not None:
-            self.tables.learn(raw, va, len(insns), self._recipe, self._natives)
+        if learn:
+            self._learner.learn(raw, va, regime, len(insns), functools.partial(self._recipe, regime), self._natives)
         self.blocks_translated += 1
         self.instructions_translated += len(insns)
         return True
 
     def _decode(self, raw: bytes, va: int, mode: int) -> list[tuple[Recipe, Any, int]]:
-        source = decoder(raw, va)
+        regime = mode >> REGIME_SHIFT & REGIME_MASK
+        if self.model.generation < 386:
+            return self._decode_early(raw, va, mode)
+        source = decoder(raw, va, REGIMES[regime], self.model)
         offsets_of = source.get_constant_offsets
-        recipes = self.recipes
-        slow_fp = mode & MODE_FP_SLOW
+        recipes = self.recipes[regime]
+        slow_fp = mode & (MODE_FP_SLOW | MODE_SSE_SLOW)
         out: list[tuple[Recipe, Any, int]] = []
         position = 0
-        left = MAX_INSTRUCTIONS
+        left = 1 if mode & MODE_ONE else MAX_INSTRUCTIONS
         invalid = iced.Code.INVALID
         for insn in source:
             length = insn.len
@@ -174,8 +219,8 @@ class Translator:
                 cut = end
             recipe = recipes.get(raw[position:cut])
             if recipe is None or recipe.form_immediates:
-                recipe = self._recipe(raw[position:end], insn, offsets)
-            if slow_fp and fp_class(insn):
+                recipe = self._recipe(regime, raw[position:end], insn, offsets)
+            if slow_fp and (kind := fp_class(insn)) and (mode & MODE_FP_SLOW or kind == "sse"):
                 recipe = self._defer
             out.append((recipe, insn, length))
             position = end
@@ -186,26 +231,51 @@ class Translator:
                 left = 1
         return out
 
-    def flush(self) -> None:
-        """Drops every block.  Only while no translated code runs."""
+    def _instruction_at(self, code: bytes, va: int, mode: int) -> tuple[Any, Any]:
+        """iced's instruction and its offsets, of bytes that `decode` has found to be one."""
+        if self.model.generation < 386 and (found := early_instruction(code, va, mode, self.model)) is not None:
+            return found
+        source = decoder(code, va, mode, self.model)
+        insn = source.decode()
+        return insn, source.get_constant_offsets(insn)
+
+    def _decode_early(self, raw: bytes, va: int, mode: int) -> list[tuple[Recipe, Any, int]]:
+        """One by one, because encodings are rewritten."""
+        regime = mode >> REGIME_SHIFT & REGIME_MASK
+        out: list[tuple[Recipe, Any, int]] = []
+        position, left = 0, 1 if mode & MODE_ONE else MAX_INSTRUCTIONS
+        while left and (found := early_instruction(raw[position:], va + position, REGIMES[regime], self.model)) is not None:
+            insn, offsets = found
+            recipe = self._recipe(regime, raw[position : position + insn.len], insn, offsets)
+            if mode & MODE_FP_SLOW and fp_class(insn):
+                recipe = self._defer
+            out.append((recipe, insn, insn.len))
+            position += insn.len
+            left -= 1
+            if recipe.ends_block:
+                break
+            if recipe.sets_shadow:
+                left = min(left, 1)
+        return out
+
+    def is_full(self) -> bool:
         memory = self.memory
+        return memory.next_block >= MAX_BLOCKS - 1 or memory.hot > COLD_START - 65536 or memory.cold > FIXED_START - 262144
+
+    def flush(self) -> None:
+        """Drops every block.  Only while no translated code runs; other vCPUs' jump caches are their engines' business."""
         self.flushes += 1
-        memory.hash32[:] = _zeroes(len(memory.hash32))
-        used = memory.next_block * (BLOCK_BYTES // 4)
-        memory.blocks32[:used] = _zeroes(used)
-        for k in range(0, len(memory.pages64), 2):
-            if memory.pages64[k] or memory.pages32[2 * k + 2]:
-                memory.pages64[k] = 0
-                memory.pages32[2 * k + 2] = 0
-        entries = JUMP_CACHE_ENTRIES * 16
-        memory.state[FRONT_BYTES + JUMP_CACHE : FRONT_BYTES + JUMP_CACHE + entries] = struct.pack("<QQ", 1, 0) * JUMP_CACHE_ENTRIES
-        memory.next_block = 1
-        memory.hot = 0
-        memory.cold = COLD_START
+        self.memory.drop_blocks()
 
 
-def _zeroes(n: int) -> memoryview:
-    return memoryview(bytes(4 * n)).cast("I")
+def _displacement(recipe: Recipe, insn: Any) -> int:
+    """What goes into the hole of a displacement, signed; RIP-relative ones count from the page."""
+    value = int(insn.memory_displacement)
+    if recipe.rip_relative:
+        return value - int(insn.ip & ~0xFFF)
+    mem = recipe.form.mem
+    top = 1 << (15 if mem.address16 else 31 if mem.address32 else 63)
+    return int((value & 2 * top - 1 ^ top) - top)
 
 
 class _Builder:
@@ -221,6 +291,8 @@ class _Builder:
         self.ra = ra
         self.mode = mode
         self.table = mode & MODE_TABLE
+        self.regime = mode >> REGIME_SHIFT & REGIME_MASK
+        self.form_mode = REGIMES[self.regime]
         self.insns = insns
         self.second = second
         self.index = t.memory.next_block
@@ -331,9 +403,7 @@ class _Builder:
         base = self.origin + start
         hot += template.code
         for at, addend in template.displacements:
-            value = insn.memory_displacement + addend
-            if recipe.rip_relative:
-                value -= insn.ip & ~0xFFF
+            value = _displacement(recipe, insn) + addend
             _U32.pack_into(hot, start + at, value & 0xFFFFFFFF)
         for at, type, slot, addend in template.immediates:
             patch(hot, start + at, type, self._immediate(recipe, insn, slot) + addend)
@@ -348,14 +418,14 @@ class _Builder:
             if symbol == "CONT":
                 target = self._link(place, offset + length) if recipe.end == "taken" else base + len(template.code)
             elif symbol == "TAKEN":
-                target = self._link(place, offset if recipe.repeats else insn.near_branch_target - (self.va & ~0xFFF))
+                target = self._link(place, offset if recipe.repeats else branch_target(insn, self.form_mode) - (self.va & ~0xFFF))
             elif symbol == "LOOKUP":
                 target = self.symbols["s_lookup"]
             elif symbol in ("FAULT", "EXIT"):
                 data = _POINT.pack(offset, offset + length, remaining, self._kind_byte(), 0)
                 target = self.thunk("s_fault" if symbol == "FAULT" else "s_exit", data)
             elif symbol == "DISP":
-                patch(hot, start + at, type, insn.memory_displacement - (insn.ip & ~0xFFF if recipe.rip_relative else 0) + addend)
+                patch(hot, start + at, type, _displacement(recipe, insn) + addend)
                 continue
             else:
                 raise KeyError(symbol)
@@ -365,6 +435,9 @@ class _Builder:
 
     def _immediate(self, recipe: Recipe, insn: Any, slot: int) -> int:
         w = recipe.form.operands[slot][1]
+        if recipe.form.name.endswith(" ptr"):
+            far = insn.far_branch16 if w == 16 else insn.far_branch32
+            return int(insn.far_branch_selector) if slot else int(far)
         value = int(insn.immediate(recipe.immediates[slot])) & (1 << w) - 1
         return value - (1 << w) if value >> (w - 1) else value
 
@@ -378,25 +451,33 @@ class _Builder:
         return at
 
     def _link(self, site: int, target: int) -> int:
-        """A thunk that goes on at an offset from this page; within the page it patches `site` to jump directly."""
+        """A thunk that goes on at an offset from this page; within the page it patches `site` to jump directly.  What leaves the
+        page lies right behind its jump where that is the newest hot code."""
         at = self.cold_origin + len(self.cold)
         if 0 <= target < 4096 and self.second is None:
             self.cold += b"\xe8" + _I32.pack(self.symbols["s_link"] - (at + 5)) + _LINK.pack(target, 0, site - (at + 5))
             return at
-        template = find_template(self.t.leap, self.t.store, SETTLED, True, True, self.table)
+        template = find_template(self.t.leaps[self.regime], self.t.store, SETTLED, True, True, self.table)
+        behind = site + 4 == self.here()
+        if behind:
+            at = self.here()
         code = bytearray(template.code)
         for where, type, _, addend in template.immediates:
             patch(code, where, type, target + addend)
         for where, type, _, addend in template.others:
             patch(code, where, type, self.symbols["s_lookup"] + addend - (at + where))
-        self.cold += code
+        if behind:
+            self.hot += code
+        else:
+            self.cold += code
         return at
 
     def _jump_to(self, opcode: bytes, target: int) -> None:
         self.hot += b"\x90" * (-(self.here() + len(opcode)) & 3)
         self.hot += opcode
         site = self.here()
-        self.hot += _I32.pack(self._link(site, target) - (site + 4))
+        self.hot += bytes(4)
+        _I32.pack_into(self.hot, site - self.origin, self._link(site, target) - (site + 4))
 
     def _record(self, function: int, recipe: Recipe, insn: Any, offset: int, length: int, remaining: int, kind_out: int) -> bytearray:
         record = bytearray(RECORD_BYTES)
@@ -405,8 +486,7 @@ class _Builder:
             struct.pack_into("<i", record, RECORD[slot], field_offset(field, low))
         mem = recipe.form.mem
         if mem.disp and insn is not None:
-            value = insn.memory_displacement - (insn.ip & ~0xFFF if mem.rip else 0)
-            struct.pack_into("<I", record, RECORD["disp"], value & 0xFFFFFFFF)
+            struct.pack_into("<I", record, RECORD["disp"], _displacement(recipe, insn) & 0xFFFFFFFF)
         for slot, (kind, _, _) in enumerate(recipe.form.operands):
             if kind == "i" and (slot >= len(recipe.form.imms) or recipe.form.imms[slot] is None):
                 struct.pack_into("<q", record, RECORD_IMM[slot], self._immediate(recipe, insn, slot))
@@ -425,7 +505,7 @@ class _Builder:
             self._settle()
         kind_in = self._kind_byte()
         kind_out = SETTLED if recipe.writes_flags else kind_in
-        self._call_record(self._record(self.t._native(recipe), recipe, insn, offset, length, remaining, kind_out))
+        self._call_record(self._record(self.t._native(recipe.form), recipe, insn, offset, length, remaining, kind_out))
         if recipe.writes_flags:
             self.kind = SETTLED
 

@@ -1,65 +1,78 @@
-"""The native run time as one placed image: stubs, run-time functions and delivery, linked into a code region."""
+"""The native run time as one placed image: stubs, run-time functions, delivery and native bodies, linked for the code region.
+
+Linking takes as long as everything else that a start does with the caches, so the linked image is kept as well.  Nothing in it
+depends on where the host puts the region.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import ringfence.translate.native_translate  # noqa: F401  (fills the registry of native functions, with runtime.py)
-from ringfence.isa.x86.context import Form
-from ringfence.translate import native, stubs
-from ringfence.translate.code_memory import CodeMemory
-from ringfence.translate.objects import Linkable, compile_object, place, read_linkable
-from ringfence.translate.stencils import Progress, StencilStore, runtime_digest
+from ringfence.core.cache_files import read_cache, write_cache
+from ringfence.core.late import LateModule
+from ringfence.translate.code_memory import FIXED_START, CodeMemory
+from ringfence.translate.sources import FORMS, IMAGE, RECIPES, cache_path
 
-_DELIVER = Form("(deliver)", 64, ())
-
-
-def runtime_object(store: StencilStore) -> Linkable:
-    """The stubs and run-time functions, from the cache or compiled."""
-    name = f"run time {runtime_digest()}"
-    if name not in store.natives:
-        text = stubs.module_asm() + "\n" + native.module({"n_deliver": 2})
-        store.put_native(name, read_linkable(compile_object(text, "full")))
-    return store.natives[name]
+if TYPE_CHECKING:
+    from ringfence.isa.x86.context import Form
+    from ringfence.translate import linking
+    from ringfence.translate.stencils import StencilStore
+else:  # once, after the sources have changed
+    linking = LateModule("ringfence.translate.linking")
 
 
-def place_runtime(memory: CodeMemory, store: StencilStore) -> dict[str, int]:
-    """Links the run time into the code region; returns its symbols as offsets in the region."""
-    data = runtime_object(store)
-    base = memory.fixed
-    # Delivery calls the run time and is called by it: its place behind the run time is fixed first.
-    trial, _ = place(data, base, {"n_deliver": base})
-    deliver_at = base + len(trial) + 63 & -64
-    image, symbols = place(data, base, {"n_deliver": deliver_at})
-    symbols = {name: base + offset for name, offset in symbols.items()}
-    memory.append_fixed(image, 1)
-    body, inside = place(store.native(_DELIVER), deliver_at, symbols)
-    memory.fixed = deliver_at
-    memory.append_fixed(body, 1)
-    assert inside["f"] == 0
-    return symbols
+class Image(NamedTuple):
+    """Code for one place of the region, `base`; symbols and native bodies by their places in the region."""
+
+    base: int
+    code: bytes
+    symbols: dict[str, int]
+    natives: dict[Form, int]
 
 
-def prepare(store: StencilStore, progress: Progress | None = None) -> None:
-    """Compiles what every machine needs, so that later starts find it in the cache."""
-    if progress:
-        progress("compiling the run time", 0, 1)
-    runtime_object(store)
-    store.native(_DELIVER)
-    store.save()
+def _path() -> Path:
+    return cache_path("image", IMAGE)
 
 
-_RDTSC = bytes.fromhex("0f3148c1e2204809d0c3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
+def ready() -> bool:
+    """Whether an earlier start has kept its image; it was made after everything else, which is read when it is needed."""
+    return all(path.exists() for path in (_path(), cache_path("forms", FORMS), cache_path("recipes", RECIPES)))
 
 
-def host_tsc_reader() -> ctypes._CFuncPtr:  # type: ignore[name-defined]
-    """A function that reads the host's time-stamp counter."""
-    from ringfence.translate.code_memory import _libc
+def forget() -> None:
+    """Has the next start prepare everything."""
+    with suppress(OSError):
+        _path().unlink()
 
-    fd = os.memfd_create("ringfence-rdtsc", os.MFD_CLOEXEC)
-    os.write(fd, _RDTSC)
-    address = _libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_SHARED, fd, 0)
-    os.close(fd)
-    return ctypes.CFUNCTYPE(ctypes.c_uint64)(address)
+
+def _kept(base: int) -> Image | None:
+    """The image as it was linked for this place by an earlier start."""
+    kept = read_cache(_path())
+    return Image(*kept) if kept is not None and kept[0] == base else None
+
+
+def _keep(image: Image) -> None:
+    natives = {(f.name, f.size, f.operands, tuple(f.mem), f.imms, f.lock, f.mode): at for f, at in image.natives.items()}
+    write_cache(_path(), (*image[:3], natives))
+
+
+def place_runtime(memory: CodeMemory, store: Callable[[], StencilStore]) -> dict[str, int]:
+    """Puts the run time into the code region; returns its symbols as offsets in the region.  `store` is asked where it must be linked."""
+    image = _kept(memory.fixed)
+    if image is None:
+        known = store()
+        image = linking.link(known, memory.fixed)
+        if known.built:
+            _keep(image)
+    memory.append_fixed(image.code, 1)
+    memory.natives.update(image.natives)  # a form's tuple finds it as well
+    return dict(image.symbols)
+
+
+def keep_image(memory: CodeMemory, store: StencilStore) -> None:
+    """Links native bodies that were compiled since, for the next start."""
+    if (kept := _kept(FIXED_START)) is None or len(memory.natives) > len(kept.natives):
+        _keep(linking.link(store, FIXED_START))

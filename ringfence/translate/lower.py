@@ -17,9 +17,10 @@ from typing import Any
 
 from ringfence.ir.ops import COMPARE, mask, signed
 from ringfence.ir.value import Op, Value, walk
-from ringfence.isa.x86.context import DEFER, Context
+from ringfence.isa.x86.context import Context
+from ringfence.isa.x86.vectors import DEFER
 from ringfence.translate import lower_fp
-from ringfence.translate.layout import FIELDS, JUMP_CACHE, JUMP_CACHE_ENTRIES, JUMP_KEY, WORDS, stride
+from ringfence.translate.layout import EXIT_KINDS, FIELDS, JUMP_CACHE, JUMP_CACHE_ENTRIES, JUMP_KEY, TLB_MASK, WORDS, stride
 
 PINNED = ("rax", "rcx", "rdx", "rbx", "rsp", "rsi", "rdi")
 ARGUMENTS = ("cpu", "fr", "fa", *(f"a{k}" for k in range(len(PINNED))))
@@ -175,9 +176,7 @@ class Lowering:
         probe = self._probe(size, kind)
         inputs = ", ".join(f"i64 %{a}" for a in ARGUMENTS[1:])
         regs = ",".join(f"{{{r}}}" for r in HOST_REGISTERS)
-        p = self.op(
-            f'call i64 asm sideeffect "{probe}", "={{rax}},{{rax}},{regs},{CLOBBERS}"(i64 {address}, ptr %cpu, {inputs})'
-        )
+        p = self.op(f'call i64 asm sideeffect "{probe}", "={{rax}},{{rax}},{regs},{CLOBBERS}"(i64 {address}, ptr %cpu, {inputs})')
         return self.op(f"inttoptr i64 {p} to ptr")
 
     def _probe(self, size: int, kind: str) -> str:
@@ -185,7 +184,7 @@ class Lowering:
         self.holes.update((tag, "TLB_A"))
         last = f"lea {size - 1}(%rax),%r11" if size > 1 else "mov %rax,%r11"
         return (
-            f"mov %eax,%r10d; shr $$7,%r10d; and $$0x3fe0,%r10d; {last}; and $$-4096,%r11; "
+            f"mov %eax,%r10d; shr $$7,%r10d; and $${TLB_MASK},%r10d; {last}; and $$-4096,%r11; "
             f"cmp {tag}(%r12,%r10),%r11; jne COLD_{kind}{size}; add TLB_A(%r12,%r10),%rax"
         )
 
@@ -319,6 +318,8 @@ class Lowering:
             self._probe_range(op, a[0])
         elif name == "atomic":
             self.atomic(op, a)
+        elif name == "fence":
+            self.line("fence seq_cst")
         elif name == "pload":
             self.line(f"{r} = call i64 @rt_pload(ptr %cpu, i64 {a[0]})")
         elif name == "pstore":
@@ -673,8 +674,6 @@ class Lowering:
         else:
             raise TypeError(f"{self.context.form.name}: a conditional branch needs the stencil shape")
 
-
-EXIT_KINDS = ("", "in", "out")
 
 _COMMON = """
 attributes #0 = { nounwind optsize noredzone "frame-pointer"="none" }

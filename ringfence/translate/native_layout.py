@@ -1,10 +1,10 @@
 """Where the native translator's words and tables lie.
 
-Words: in the room below the vCPU pointer, 8 bytes each.  Tables: behind everything else of the state block, at the offset
+Words: in the page that all vCPUs share, 8 bytes each.  Tables: behind everything else of the state block, at the offset
 from the vCPU pointer that the word `tables` holds; references inside of them are offsets from their start, so that the
-recipes can be kept in a file.
+recipes can be kept in a file (native_tables.py).
 
-    classes of opcodes   one byte an opcode: 1-byte map, 0F map
+    classes of opcodes   one byte an opcode: 1-byte map, 0F map; the 1-byte map outside of 64-bit mode
     decoded              the instructions of the block being translated
     functions, literals  offsets in the code region, by the numbers that recipes and templates use
     hash                 offsets of recipes, by key, open addressing
@@ -17,27 +17,40 @@ recipes can be kept in a file.
     hole       u16 where, u8 operation, u8 bytes, i32 addend, u32 argument
     key        the instruction's bytes up to its displacement or immediate; their number in the highest byte.  An encoding
                whose immediates belong to the form has a second recipe, whose key has the immediate in its upper half and
-               0x80 beside the number.
+               0x80 beside the number.  Bits 6:4 of that byte are the regime (isa/x86/modes.py).
 """
 
 from __future__ import annotations
 
-from ringfence.translate.layout import FRONT_BYTES
+from ringfence.isa.x86.modes import REGIMES
+from ringfence.translate.layout import FRONT_BYTES, PORT_HINTS, TRANSLATOR_WORDS
 
 # State and figures; pieces of code and the newest recipe; the block being built; why blocks were left to Python.
 _WORDS = (
     *("tables", "code_hot", "code_cold", "next_block", "enabled", "blocks", "instructions", "ticks"),
-    *("settle", "leap", "defer", "last_recipe"),
-    *("hot", "cold", "kind", "table"),
+    *("settle", "leap", "leap1", "leap2", "leap3", "leap4", "leap5", "leap6", "leap7", "defer", "last_recipe"),
+    *("hot", "cold", "kind", "table", "leap_here"),
+    *("second", "wanted"),  # RAM offset of the page that an instruction runs over into, or -1; number of a function not yet placed
     *("unknown", "crossing", "no_template", "full"),
 )
 # Places of the run time's symbols in the code region.
 SYMBOLS = (
     *("s_budget", "s_settle", "s_slow_r", "s_slow_m", "s_slow_w", "s_slow_wx"),
-    *("s_link", "s_fault", "s_exit", "s_call", "s_lookup", "b_rep_movs", "b_rep_stos"),
+    *("s_link", "s_fault", "s_exit", "s_call", "s_lookup", "s_cross", "b_rep_movs", "b_rep_stos"),
 )
-_FIRST_WORD = 1024 - FRONT_BYTES
-NT = {name: _FIRST_WORD + 8 * n for n, name in enumerate((*_WORDS, *SYMBOLS))}
+REGIME_SHIFT, REGIME_MASK = 4, 7  # in the translation mode
+NT = {name: TRANSLATOR_WORDS + 8 * n for n, name in enumerate((*_WORDS, *SYMBOLS))}
+assert max(NT.values()) < PORT_HINTS
+
+PIECES = ("settle", "leap", *(f"leap{n}" for n in range(1, len(REGIMES))), "defer")  # what the translator puts between instructions
+
+# Samples of what is executed (native_regions.py).
+MAX_SAMPLES = 18
+SAMPLE_BYTES = 24  # linear address, RAM offset, translation mode
+SAMPLE_COUNT = 512 - FRONT_BYTES  # MAX_SAMPLES: none are taken
+ONE_NEXT = SAMPLE_COUNT + 8  # MODE_ONE when what is dispatched next is a single instruction
+SAMPLES = SAMPLE_COUNT + 16
+assert SAMPLES + MAX_SAMPLES * SAMPLE_BYTES <= 1024 - FRONT_BYTES
 
 # Classes of opcodes.
 PLAIN, MODRM, PREFIX, ESCAPE, LEFT_TO_PYTHON, REGISTERS = range(6)  # REGISTERS: a ModRM byte that never names memory
@@ -45,8 +58,8 @@ PLAIN, MODRM, PREFIX, ESCAPE, LEFT_TO_PYTHON, REGISTERS = range(6)  # REGISTERS:
 # Flags of a recipe.
 (
     READS, PARTIAL, WRITES, CAN_FAULT, NATIVE, STEPS_CARRY, ENDS_BLOCK, HAS_END, END_TAKEN, EMPTY, REPEATS, SHADOW, RIP, FP,
-    FORM_IMMEDIATES, MOVS, BRANCH, RECORD_DISP,
-) = (1 << n for n in range(18))  # fmt: skip
+    FORM_IMMEDIATES, MOVS, BRANCH, RECORD_DISP, SSE,
+) = (1 << n for n in range(19))  # fmt: skip
 
 R_FLAGS, R_DISP_BYTES, R_IMM_BYTES, R_FUNCTION, R_TEMPLATE, R_BULK = 16, 20, 21, 22, 24, 28
 R_SLOTS, R_TEMPLATES, R_PREVIOUS, R_RECORD = 32, 38, 40, 64
@@ -69,11 +82,12 @@ HASH_BITS = 17
 MAX_RECIPES = 1 << HASH_BITS - 1
 MAP_ONE = 0
 MAP_0F = 256
-TAIL = 512  # a copy of a page's last bytes, with zeroes behind
+MAP_LEGACY = 512
+TAIL = 768  # a copy of a page's last bytes, with zeroes behind
 TAIL_BYTES = 32
 DECODED = 1024
 FUNCTIONS = DECODED + 64 * I_BYTES
 LITERALS = FUNCTIONS + 4 * MAX_NUMBERED
-RECIPE_HASH = LITERALS + 4 * MAX_NUMBERED
+RECIPE_HASH = LITERALS + 4 * MAX_NUMBERED + 4095 & -4096  # from here on in the file, which is mapped
 RECORDS = RECIPE_HASH + (4 << HASH_BITS)
 TABLES_BYTES = RECORDS + (32 << 20)

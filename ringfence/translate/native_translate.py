@@ -22,6 +22,7 @@ from ringfence.translate.native import (
     ld32,
     ld64,
     native,
+    order,
     rdtsc,
     sar,
     sext32,
@@ -30,6 +31,24 @@ from ringfence.translate.native import (
     st32,
     st64,
 )
+from ringfence.translate.native_blocks import (
+    B_CODE,
+    B_CODE_BYTES,
+    B_COUNT,
+    B_FLAGS,
+    B_GUEST_BYTES,
+    B_HASH_NEXT,
+    B_MODE,
+    B_PAGE2_NEXT,
+    B_PAGE_NEXT,
+    B_RA,
+    BLOCK_CROSSING,
+    find_block,
+    hash_slot,
+    protect_page,
+    span_granules,
+)
+from ringfence.translate.native_codes import KIND_UNCHANGED, MODE_FP_SLOW, MODE_SSE_SLOW, MODE_TABLE
 from ringfence.translate.native_layout import (
     CAN_FAULT,
     DECODED,
@@ -62,6 +81,7 @@ from ringfence.translate.native_layout import (
     LEFT_TO_PYTHON,
     LITERALS,
     MAP_0F,
+    MAP_LEGACY,
     MAP_ONE,
     MODRM,
     MOVS,
@@ -75,17 +95,19 @@ from ringfence.translate.native_layout import (
     R_FLAGS,
     R_FUNCTION,
     R_IMM_BYTES,
-    R_PREVIOUS,
     R_RECORD,
     R_SLOTS,
     R_TEMPLATE,
     READS,
     RECIPE_HASH,
     RECORD_DISP,
+    REGIME_MASK,
+    REGIME_SHIFT,
     REGISTERS,
     REPEATS,
     RIP,
     SHADOW,
+    SSE,
     STEPS_CARRY,
     T_CODE_BYTES,
     T_FIRST_HOLE,
@@ -98,27 +120,15 @@ from ringfence.translate.native_layout import (
     TAIL_BYTES,
     WRITES,
 )
-from ringfence.translate.runtime import (
-    B_CODE,
-    B_CODE_BYTES,
-    B_COUNT,
-    B_FLAGS,
-    B_GUEST_BYTES,
-    B_HASH_NEXT,
-    B_MODE,
-    B_PAGE_NEXT,
-    B_RA,
-    KIND_UNCHANGED,
-    MODE_FP_SLOW,
-    MODE_TABLE,
-    hash_slot,
-    protect_page,
-    span_granules,
-)
+from ringfence.translate.native_mmu import execute_pointer, ram_offset
+from ringfence.translate.native_points_layout import MODE_ONE
+from ringfence.translate.native_smp import hold_still, lock_code, unlock_code
 
 assert FIELDS["flags_kind"] == -32  # STORE_KIND below
 MAX_INSTRUCTIONS = 48  # as in block.py
 LONGEST = 15
+FIRST_NARROW = 4  # regimes from here on have 16-bit addresses
+NO_PAGE = 0xFFFFFFFFFFFFFFFF
 RUNS_OVER = 1  # instead of a recipe: the instruction goes on behind the page's end
 HEAD = 0xFC24_6C83_41  # sub dword [r12-4], imm8
 TEST_KICK = 0x850F_00F8_247C_8341  # cmp dword [r12-8], 0; jne
@@ -156,29 +166,25 @@ def hash_recipe(tables: int, r: int) -> int:
     return 0
 
 
-@native
-def hash_recipes(cpu: int) -> int:
-    """Enters all recipes that were loaded from a file."""
-    tables = cpu + ld64(cpu + NT["tables"])
-    r = ld64(cpu + NT["last_recipe"])
-    while r != 0:
-        if ld64(tables + r + 8):
-            hash_recipe(tables, tables + r)
-        r = ld32(tables + r + R_PREVIOUS)
-    return 0
-
-
 # ---- decoding
 @native
-def prefix_bytes(tables: int, p: int) -> int:
+def prefix_bytes(tables: int, p: int, regime: int) -> int:
     """Bytes before the displacement or immediate of the instruction at `p`; 0 for encodings that are left to Python."""
     n = 0
-    kind = ld8(tables + MAP_ONE + ld8(p))
+    map_one = tables + MAP_ONE
+    if regime:
+        map_one = tables + MAP_LEGACY
+    narrow = 0
+    if regime >= FIRST_NARROW:
+        narrow = 1
+    kind = ld8(map_one + ld8(p))
     while kind == PREFIX:
+        if ld8(p + n) == 0x67 and regime:
+            narrow = regime < FIRST_NARROW
         n += 1
         if n == LONGEST:
             return 0
-        kind = ld8(tables + MAP_ONE + ld8(p + n))
+        kind = ld8(map_one + ld8(p + n))
     n += 1
     if kind == ESCAPE:
         kind = ld8(tables + MAP_0F + ld8(p + n))
@@ -191,7 +197,7 @@ def prefix_bytes(tables: int, p: int) -> int:
     if kind == MODRM:
         modrm = ld8(p + n)
         n += 1
-        if modrm < 0xC0 and (modrm & 7) == 4:
+        if modrm < 0xC0 and (modrm & 7) == 4 and narrow == 0:
             n += 1
     elif kind == REGISTERS:
         n += 1
@@ -207,9 +213,9 @@ def sext(value: int, bytes: int) -> int:
 
 
 @native
-def decode_instruction(tables: int, p: int, room: int, out: int) -> int:
+def decode_instruction(tables: int, p: int, regime: int, room: int, out: int) -> int:
     """Fills a decoded record; the recipe, RUNS_OVER, or 0 if it is not known.  At least 24 bytes at `p` can be read."""
-    n = prefix_bytes(tables, p)
+    n = prefix_bytes(tables, p, regime)
     if n == 0:
         return 0
     if n > room:
@@ -220,7 +226,7 @@ def decode_instruction(tables: int, p: int, room: int, out: int) -> int:
         low &= (1 << (n << 3)) - 1
     else:
         high = ld64(p + 8) & ((1 << ((n - 8) << 3)) - 1)
-    r = find_recipe(tables, low, high | (n << 56))
+    r = find_recipe(tables, low, high | ((n | (regime << 4)) << 56))
     if r == 0:
         return 0
     displacement = ld8(r + R_DISP_BYTES)
@@ -235,7 +241,7 @@ def decode_instruction(tables: int, p: int, room: int, out: int) -> int:
     raw = ld64(p + n + displacement)
     st64(out + I_IMM, raw)
     if ld32(r + R_FLAGS) & FORM_IMMEDIATES:
-        r = find_recipe(tables, low, (raw & ((1 << (immediate << 3)) - 1)) | ((n | 0x80) << 56))
+        r = find_recipe(tables, low, (raw & ((1 << (immediate << 3)) - 1)) | ((n | 0x80 | (regime << 4)) << 56))
     return r
 
 
@@ -243,15 +249,16 @@ def decode_instruction(tables: int, p: int, room: int, out: int) -> int:
 def decode_block(cpu: int, tables: int, p: int, mode: int) -> int:
     """Decodes up to the block's end; the number of instructions, or 0 to leave the block to Python."""
     out = tables + DECODED
+    regime = (mode >> REGIME_SHIFT) & REGIME_MASK
     room = 4096 - (p & 0xFFF)
-    left = MAX_INSTRUCTIONS
+    left = 1 if mode & MODE_ONE else MAX_INSTRUCTIONS
     while room != 0:
         q = p
         if room < 24:
             q = tables + TAIL
             fill64(q, 0, TAIL_BYTES // 8)
             copy_forward(q, p, room)
-        r = decode_instruction(tables, q, room, out)
+        r = decode_instruction(tables, q, regime, room, out)
         if r == RUNS_OVER:
             break
         if r == 0:
@@ -261,7 +268,7 @@ def decode_block(cpu: int, tables: int, p: int, mode: int) -> int:
         flags = ld32(r + R_FLAGS)
         if flags & RIP:
             st64(out + I_DISP, ld64(out + I_DISP) + (p & 0xFFF) + length)
-        if (mode & MODE_FP_SLOW) and (flags & FP):
+        if ((mode & MODE_FP_SLOW) and (flags & FP)) or ((mode & MODE_SSE_SLOW) and (flags & SSE)):
             r = tables + ld64(cpu + NT["defer"])
             flags = ld32(r + R_FLAGS)
         st64(out + I_RECIPE, r)
@@ -275,8 +282,55 @@ def decode_block(cpu: int, tables: int, p: int, mode: int) -> int:
             left = 1
     count = (out - (tables + DECODED)) // I_BYTES
     if count == 0:
-        st64(cpu + NT["crossing"], ld64(cpu + NT["crossing"]) + 1)
+        return decode_crossing(cpu, tables, p, mode)
     return count
+
+
+@native
+def decode_crossing(cpu: int, tables: int, p: int, mode: int) -> int:
+    """Decodes the one instruction at `p`, RIP, that runs over into the next page; 1, or 0 to leave it to Python, which also
+    raises the page fault if there is one."""
+    out = tables + DECODED
+    regime = (mode >> REGIME_SHIFT) & REGIME_MASK
+    room = 4096 - (p & 0xFFF)
+    second = execute_pointer(cpu, (ld64(cpu + FIELDS["rip"]) & ~0xFFF) + 4096, mode & MODE_TABLE)
+    r = 0
+    if second != 0:
+        q = tables + TAIL
+        fill64(q, 0, TAIL_BYTES // 8)
+        copy_forward(q, p, room)
+        copy_forward(q + room, second, LONGEST - room)
+        r = decode_instruction(tables, q, regime, LONGEST, out)
+    if r <= RUNS_OVER or ld64(out + I_LENGTH) <= room:
+        st64(cpu + NT["crossing"], ld64(cpu + NT["crossing"]) + 1)
+        return 0
+    flags = ld32(r + R_FLAGS)
+    if flags & RIP:
+        st64(out + I_DISP, ld64(out + I_DISP) + (p & 0xFFF) + ld64(out + I_LENGTH))
+    if ((mode & MODE_FP_SLOW) and (flags & FP)) or ((mode & MODE_SSE_SLOW) and (flags & SSE)):
+        r = tables + ld64(cpu + NT["defer"])
+    st64(out + I_RECIPE, r)
+    st64(cpu + NT["second"], ram_offset(cpu, second))
+    return 1
+
+
+@native
+def check_second_page(cpu: int, first: int, count: int) -> int:
+    """Between a block's head and its first instruction: is the next page still the one that it was made from?"""
+    at = begin_thunk(cpu, ld64(cpu + NT["s_cross"]))
+    hot = ld64(cpu + NT["hot"])
+    w = writable(cpu, hot)
+    st8(w, 0xE9)
+    st32(w + 1, at - (hot + 5))
+    st64(cpu + NT["hot"], hot + 5)
+    w = writable(cpu, at) + 5
+    st16(w, first)
+    st16(w + 2, count)
+    st32(w + 4, ld64(cpu + NT["next_block"]))
+    st64(w + 8, ld64(cpu + NT["second"]) & ~0xFFF)
+    st32(w + 16, hot + 5 - (at + 5))
+    st64(cpu + NT["cold"], at + 5 + 20)
+    return 0
 
 
 @native
@@ -405,19 +459,22 @@ def fill_hole(address: int, bytes: int, value: int) -> int:
 
 @native
 def link_thunk(cpu: int, tables: int, site: int, target: int) -> int:
-    """A thunk that goes on at an offset from this page; within the page it patches `site` to jump directly.  0 if the piece
-    of code that goes elsewhere is missing."""
-    if target < 4096:
+    """A thunk that goes on at an offset from this page; within the page it patches `site` to jump directly.  What leaves the page
+    lies right behind its jump where that is the newest hot code.  0 if the piece of code that goes elsewhere is missing."""
+    if target < 4096 and ld64(cpu + NT["second"]) == NO_PAGE:
         at = begin_thunk(cpu, ld64(cpu + NT["s_link"]))
         w = writable(cpu, at) + 5
         st32(w, target)
         st32(w + 4, site - (at + 5))
         st64(cpu + NT["cold"], at + 13)
         return at
-    t = find_variant(tables, tables + ld64(cpu + NT["leap"]), 0, 3, ld64(cpu + NT["table"]))
+    t = find_variant(tables, tables + ld64(cpu + NT["leap_here"]), 0, 3, ld64(cpu + NT["table"]))
     if t == 0:
         return 0
-    at = ld64(cpu + NT["cold"])
+    cursor = NT["cold"]
+    if ld64(cpu + NT["hot"]) == site + 4:
+        cursor = NT["hot"]
+    at = ld64(cpu + cursor)
     h = t + T_FIRST_HOLE
     end = h + ld16(t + T_HOLES) * HOLE_BYTES
     size = ld16(t + T_CODE_BYTES)
@@ -431,7 +488,7 @@ def link_thunk(cpu: int, tables: int, site: int, target: int) -> int:
             value += ld64(cpu + NT["s_lookup"]) - place
         fill_hole(writable(cpu, place), ld8(h + 3), value)
         h += HOLE_BYTES
-    st64(cpu + NT["cold"], at + size)
+    st64(cpu + cursor, at + size)
     return at
 
 
@@ -563,6 +620,7 @@ def place_native_call(cpu: int, tables: int, i: int, offset: int, length: int, r
     flags = ld32(r + R_FLAGS)
     function = ld32(tables + FUNCTIONS + (ld16(r + R_FUNCTION) << 2))
     if function == 0:
+        st64(cpu + NT["wanted"], ld16(r + R_FUNCTION))
         return 0
     if flags & (READS | PARTIAL):
         if place_settle(cpu, tables) == 0:
@@ -651,20 +709,35 @@ def register_block(cpu: int, origin: int, ra: int, mode: int, guest_bytes: int, 
     st32(b + B_HASH_NEXT, ld32(slot))
     st32(b + B_MODE, mode)
     st32(b + B_FLAGS, 0)
+    order()
     st32(slot, index)
-    entry = cpu + PAGES + (ra >> 12) * PAGE_ENTRY_BYTES
-    old = ld64(entry)
-    st64(entry, old | span_granules(ra & 0xFFF, (ra & 0xFFF) + guest_bytes - 1))
-    st32(b + B_PAGE_NEXT, ld32(entry + 8))
-    st32(entry + 8, index)
-    if old == 0:
-        protect_page(cpu, ra & ~0xFFF)
+    second = ld64(cpu + NT["second"])
+    last = (ra & 0xFFF) + guest_bytes - 1
+    st32(b + B_PAGE_NEXT, enter_page(cpu, ra & ~0xFFF, ra & 0xFFF, last if second == NO_PAGE else 4095, index))
+    if second != NO_PAGE:
+        st32(b + B_FLAGS, BLOCK_CROSSING)
+        st32(b + B_PAGE2_NEXT, enter_page(cpu, second & ~0xFFF, 0, last - 4096, index))
     return b
+
+
+@native
+def enter_page(cpu: int, page: int, first: int, last: int, index: int) -> int:
+    """Adds a block to the list of a page, a RAM offset; returns the block that was first there."""
+    place = cpu + PAGES + (page >> 12) * PAGE_ENTRY_BYTES
+    old = ld64(place)
+    following = ld32(place + 8)
+    st64(place, old | span_granules(first, last))
+    st32(place + 8, index)
+    if old == 0:
+        protect_page(cpu, page)
+    return following
 
 
 @native
 def build_block(cpu: int, tables: int, p: int, ra: int, mode: int) -> int:
     """The record of the new block, or 0."""
+    st64(cpu + NT["second"], NO_PAGE)
+    st64(cpu + NT["wanted"], 0)
     count = decode_block(cpu, tables, p, mode)
     if count == 0:
         return 0
@@ -674,6 +747,7 @@ def build_block(cpu: int, tables: int, p: int, ra: int, mode: int) -> int:
     st64(cpu + NT["cold"], (ld64(cpu + NT["code_cold"]) + 7) & ~7)
     st64(cpu + NT["kind"], KIND_UNCHANGED)
     st64(cpu + NT["table"], mode & MODE_TABLE)
+    st64(cpu + NT["leap_here"], ld64(cpu + NT["leap"] + (((mode >> REGIME_SHIFT) & REGIME_MASK) << 3)))
     budget = begin_thunk(cpu, ld64(cpu + NT["s_budget"]))
     st32(writable(cpu, budget + 5), first | (count << 16))
     st64(cpu + NT["cold"], budget + 9)
@@ -683,6 +757,8 @@ def build_block(cpu: int, tables: int, p: int, ra: int, mode: int) -> int:
     st64(w + 12, TEST_KICK)
     st32(w + 20, budget - (origin + 24))
     st64(cpu + NT["hot"], origin + 24)
+    if ld64(cpu + NT["second"]) != NO_PAGE:
+        check_second_page(cpu, first, count)
     offset = first
     remaining = count
     i = tables + DECODED
@@ -709,6 +785,44 @@ def translate_block(cpu: int, p: int, ra: int, mode: int) -> int:
     """Translates the block at host address `p`, RAM offset `ra`; its record, or 0 to leave it to Python."""
     if ld64(cpu + NT["enabled"]) == 0:
         return 0
+    if ld64(cpu + WORDS["smp"]) == 0:
+        return translate_alone(cpu, p, ra, mode)
+    lock_code(cpu)
+    b = find_block(cpu, ra, mode)  # another vCPU may have been faster
+    if b == 0 and hold_block_still(cpu, p, ra, mode):
+        b = translate_alone(cpu, p, ra, mode)
+    unlock_code(cpu)
+    return b
+
+
+@native
+def hold_block_still(cpu: int, p: int, ra: int, mode: int) -> int:
+    """No other vCPU changes the block's bytes any more without the lock.  0 for blocks that are left to Python."""
+    tables = cpu + ld64(cpu + NT["tables"])
+    while True:
+        st64(cpu + NT["second"], NO_PAGE)
+        st64(cpu + NT["wanted"], 0)
+        count = decode_block(cpu, tables, p, mode)
+        if count == 0:
+            return 0
+        last = (ra & 0xFFF) - 1
+        i = tables + DECODED
+        while count != 0:
+            last += ld64(i + I_LENGTH)
+            i += I_BYTES
+            count -= 1
+        second = ld64(cpu + NT["second"])
+        moved = 0
+        if second != NO_PAGE:
+            moved = hold_still(cpu, second, span_granules(0, last - 4096))
+            last = 4095
+        if (hold_still(cpu, ra, span_granules(ra & 0xFFF, last)) | moved) == 0:
+            return 1
+
+
+@native
+def translate_alone(cpu: int, p: int, ra: int, mode: int) -> int:
+    """The same for a single vCPU, or with the lock held and the bytes still."""
     room = ld64(cpu + NT["code_hot"]) <= COLD_START - 65536 and ld64(cpu + NT["code_cold"]) <= FIXED_START - 262144
     if room == 0 or ld64(cpu + NT["next_block"]) >= MAX_BLOCKS - 1:
         st64(cpu + NT["full"], ld64(cpu + NT["full"]) + 1)
@@ -720,18 +834,18 @@ def translate_block(cpu: int, p: int, ra: int, mode: int) -> int:
 
 
 @native
-def known_recipe(cpu: int, p: int) -> int:
+def known_recipe(cpu: int, p: int, regime: int) -> int:
     """For the Python side: the offset in the tables of the recipe of an instruction, 0 if there is none."""
     tables = cpu + ld64(cpu + NT["tables"])
-    r = decode_instruction(tables, p, LONGEST, tables + DECODED)
+    r = decode_instruction(tables, p, regime, LONGEST, tables + DECODED)
     if r <= RUNS_OVER:
         return 0
     return r - tables
 
 
 @native
-def known_prefix(cpu: int, p: int) -> int:
-    return prefix_bytes(cpu + ld64(cpu + NT["tables"]), p)
+def known_prefix(cpu: int, p: int, regime: int) -> int:
+    return prefix_bytes(cpu + ld64(cpu + NT["tables"]), p, regime)
 
 
 @native

@@ -8,16 +8,21 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import llvmlite.binding as llvm
-from elftools.elf.elffile import ELFFile
+from ringfence.core.late import LateModule
+from ringfence.translate.host_cpu import host_features
+
+if TYPE_CHECKING:
+    import llvmlite.binding as llvm
+    from elftools.elf import elffile
+else:  # normally the cache holds everything that is needed
+    llvm = LateModule("llvmlite.binding")
+    elffile = LateModule("elftools.elf.elffile")
 
 # x86-64 psABI relocation types.
 R_64, R_PC32, R_PLT32, R_32, R_32S, R_16, R_8 = 1, 2, 4, 10, 11, 12, 14
 RELATIVE = (R_PC32, R_PLT32)
-
-_OPTIONAL_FEATURES = ("bmi", "bmi2", "lzcnt", "popcnt")
 
 
 class Hole(NamedTuple):
@@ -48,12 +53,6 @@ def _initialize() -> Any:
 _target: Any = None
 
 
-def host_features() -> str:
-    """The instruction-set extensions of this host that generated code may use, in LLVM's notation."""
-    host = llvm.get_host_cpu_features()
-    return ",".join(["+cx16", *(f"+{f}" for f in _OPTIONAL_FEATURES if host.get(f))])
-
-
 def target_machine() -> Any:
     global _target
     if _target is None:
@@ -66,7 +65,9 @@ def compile_object(text: str, optimise: str = "short") -> bytes:
     machine = target_machine()
     module = llvm.parse_assembly(text)
     module.verify()
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2 if optimise == "full" else 1))
+    options = llvm.create_pipeline_tuning_options(speed_level=2 if optimise == "full" else 1)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
     if optimise == "full":
         passes = builder.getModulePassManager()
     else:
@@ -80,7 +81,7 @@ def compile_object(text: str, optimise: str = "short") -> bytes:
 
 def read_object(data: bytes) -> dict[str, Code]:
     """The functions of an object by name."""
-    elf = ELFFile(io.BytesIO(data))
+    elf = elffile.ELFFile(io.BytesIO(data))
     symbols: Any = elf.get_section_by_name(".symtab")
     sections = list(elf.iter_sections())
     text_index = next(k for k, s in enumerate(sections) if s.name == ".text")
@@ -136,7 +137,7 @@ Linkable = tuple[bytes, tuple[tuple[str, int], ...], tuple[tuple[int, int, str, 
 
 def read_linkable(data: bytes) -> Linkable:
     """An ELF object as plain data."""
-    elf = ELFFile(io.BytesIO(data))
+    elf = elffile.ELFFile(io.BytesIO(data))
     table: Any = elf.get_section_by_name(".symtab")
     sections = list(elf.iter_sections())
     image = bytearray()

@@ -11,11 +11,16 @@ import marshal
 import struct
 from typing import Any, NamedTuple
 
+import iced_x86 as iced
+
 from ringfence.ir.ops import FALLIBLE
 from ringfence.ir.value import walk
 from ringfence.isa.x86.context import INSTRUCTIONS, Context, Form, MemForm, trace_form
-from ringfence.isa.x86.decode import Decoded
+from ringfence.isa.x86.decode import Decoded, describe
 from ringfence.isa.x86.flags import SETTLED
+from ringfence.isa.x86.models import DEFAULT, CpuModel
+from ringfence.isa.x86.modes import LONG, code_bits, is_real
+from ringfence.isa.x86.state import SEGMENTS
 from ringfence.translate import layout
 from ringfence.translate.code_memory import CodeMemory
 from ringfence.translate.layout import FIELDS, TLB_TABLE_BYTES
@@ -25,10 +30,17 @@ from ringfence.translate.stencils import Key, StencilStore
 
 NATIVE_OPERATIONS = 260  # bodies longer than this become native functions
 # Bodies that always become native functions: they change how code or memory is reached, or are long and rare.
-_NATIVE_MODULES = ("ringfence.isa.x86.system", "ringfence.isa.x86.delivery", "ringfence.isa.x86.fpu_state")
-_STENCIL_ANYWAY = frozenset(("ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
-_ENDS_BLOCK = frozenset(("(defer)", "hlt", "ud", "gp", "cpuid"))
-_EMPTY = frozenset(("nop", "pause", "endbr64", "lfence", "mfence", "sfence"))
+_NATIVE_MODULES = (
+    "ringfence.isa.x86.system",
+    "ringfence.isa.x86.delivery",
+    "ringfence.isa.x86.transfers",
+    "ringfence.isa.x86.fpu_state",
+)
+_STENCIL_ANYWAY = frozenset(("into", "ud", "ud0", "ud1", "ud2", "gp", "rdtsc", "cpuid", "hlt", "swapgs", "rdmsr", "wrmsr"))
+_ENDS_BLOCK = frozenset(("(defer)", "hlt", "ud", "gp", "int", "int3", "int1"))
+_SOFT_INTERRUPTS = frozenset(("int", "int3", "int1", "into"))
+BULK_CHECKED = 1 << 10
+_EMPTY = frozenset(("nop", "pause", "endbr64", "lfence", "sfence"))
 
 
 class Template(NamedTuple):
@@ -45,23 +57,36 @@ class Template(NamedTuple):
     simple: bool  # nothing left to patch
 
 
+def _bulk(form: Form) -> int:
+    """How the bulk path of REP MOVS and REP STOS is told what to do (runtime.py): bytes an element, 0 if there is none;
+    bits 9:8 the address size (64, 32, 16), bit 10 segments are checked, bits 14:12 the source's segment."""
+    mem = form.mem
+    if form.name not in ("rep movs", "rep stos") or (mem.segment and not mem.limit):
+        return 0
+    code = form.size // 8 | (2 if mem.address16 else 1 if mem.address32 else 0) << 8
+    if mem.limit:
+        code |= BULK_CHECKED | SEGMENTS.index(mem.segment or "ds") << 12
+    return code
+
+
 class Recipe:
     """One encoding."""
 
     __slots__ = (
         "form", "form_immediates", "binds", "immediates", "reads_flags", "partial", "writes_flags", "can_fault", "end", "native", "bulk",
-        "templates", "steps_carry", "pins", "sets_shadow", "ends_block", "empty", "repeats", "rip_relative",
+        "templates", "steps_carry", "pins", "sets_shadow", "ends_block", "empty", "repeats", "rip_relative", "sample",
     )  # fmt: skip
 
     def __init__(
         self, form: Form, form_immediates: bool, binds: dict[Any, Any], immediates: dict[int, int], facts: tuple[Any, ...]
     ) -> None:
         self.form = form
+        self.sample = b""  # an instruction of this encoding, with zeroes where the value does not matter
         self.form_immediates = form_immediates
         self.binds = binds
         self.immediates = immediates
         self.reads_flags, self.partial, self.writes_flags, self.can_fault, self.end, self.native = facts
-        self.bulk = form.size // 8 if form.name in ("rep movs", "rep stos") and not form.mem.segment and not form.mem.address32 else 0
+        self.bulk = _bulk(form)
         self.templates: dict[tuple[int, bool, bool, int], Template] = {}
         self.steps_carry = form.name in ("inc", "dec")
         self.pins = tuple(sorted(((slot, field) for slot, (field, low) in binds.items() if field in PINNED), key=repr))
@@ -77,14 +102,42 @@ class Recipe:
         form = (f.name, f.size, f.operands, tuple(f.mem), f.imms, f.lock, f.mode)
         facts = (self.reads_flags, self.partial, self.writes_flags, self.can_fault, self.end, self.native)
         templates = {k: tuple(t) for k, t in self.templates.items()}
-        return marshal.dumps((form, self.form_immediates, self.binds, self.immediates, facts, templates))
+        return marshal.dumps((form, self.form_immediates, self.binds, self.immediates, facts, templates, self.sample))
 
 
 def recipe_of_record(record: bytes) -> Recipe:
-    form, form_immediates, binds, immediates, facts, templates = marshal.loads(record)
+    form, form_immediates, binds, immediates, facts, templates, sample = marshal.loads(record)
     name, size, operands, mem, imms, lock, mode = form
     recipe = Recipe(Form(name, size, operands, MemForm(*mem), imms, lock, mode), form_immediates, binds, immediates, facts)
     recipe.templates = {k: Template(*t) for k, t in templates.items()}
+    recipe.sample = sample
+    return recipe
+
+
+def names_of(raw: bytes, offsets: Any) -> tuple[bytes, bytes]:
+    """What recipes are kept under: the bytes before displacement and immediate, and those with the immediate behind them, for
+    encodings whose immediates belong to the form.  `offsets` are iced's."""
+    cut = len(raw)
+    if offsets.has_displacement:
+        cut = offsets.displacement_offset
+    elif offsets.has_immediate:
+        cut = offsets.immediate_offset
+    prefix = raw[:cut]
+    return prefix, prefix + b"\0" + raw[offsets.immediate_offset :] if offsets.has_immediate else prefix
+
+
+def new_recipe(raw: bytes, insn: iced.Instruction, offsets: Any, mode: int, model: CpuModel = DEFAULT) -> Recipe:
+    """The recipe of an instruction that was decoded in `mode` from these bytes."""
+    if code_bits(mode) == 32 and insn.op_count and insn.op_kind(0) == iced.OpKind.NEAR_BRANCH16:
+        return piece("(defer)")  # EIP is cut to 16 bits, wherever the block is
+    recipe = make_recipe(describe(insn, mode, model), offsets.has_immediate)
+    sample = bytearray(raw)
+    if offsets.has_displacement:
+        first = offsets.displacement_offset
+        sample[first : first + offsets.displacement_size] = bytes(offsets.displacement_size)
+    if offsets.has_immediate and not recipe.form_immediates:
+        sample[offsets.immediate_offset :] = bytes(len(raw) - offsets.immediate_offset)
+    recipe.sample = bytes(sample)
     return recipe
 
 
@@ -92,6 +145,8 @@ def make_recipe(decoded: Decoded, has_immediate: bool) -> Recipe:
     """Traces the form once to learn what the translator must know."""
     form = decoded.form
     context = trace_form(form)
+    if not context.mode_matters:
+        form = form._replace(mode=LONG)
     operations = list(walk(context.trace.ops))
     end = next((op.op for op in context.trace.ops if op.op in ("jump", "taken", "exit")), "")
     facts = (
@@ -107,19 +162,20 @@ def make_recipe(decoded: Decoded, has_immediate: bool) -> Recipe:
 
 
 def _wants_native(form: Form, context: Context, count: int) -> bool:
-    if form.name in _STENCIL_ANYWAY:
+    if form.name in _STENCIL_ANYWAY or (form.name in _SOFT_INTERRUPTS and form.mode != LONG):
         return False
     operations = list(walk(context.trace.ops))
     if any(op.op in ("pload", "pstore") or op.at.get("system") for op in operations):
         return True
     if any(op.op == "set" and op.at.get("field") == "request" for op in operations):
         return True  # the run time serves requests behind native functions only
-    return INSTRUCTIONS[form.name].body.__module__ in _NATIVE_MODULES or count > NATIVE_OPERATIONS
+    heavy = INSTRUCTIONS[form.name].body.__module__ in _NATIVE_MODULES and not is_real(form.mode)
+    return heavy or count > NATIVE_OPERATIONS
 
 
-def piece(name: str, operands: tuple[tuple[str, int, int], ...] = ()) -> Recipe:
+def piece(name: str, operands: tuple[tuple[str, int, int], ...] = (), mode: int = LONG) -> Recipe:
     """A body that is no instruction: what the translator puts in between."""
-    return make_recipe(Decoded(Form(name, 64, operands), 0, {}, {"next": 0}, None, ""), False)
+    return make_recipe(Decoded(Form(name, 64, operands, mode=mode), 0, {}, {"next": 0}, None, ""), False)
 
 
 def field_offset(field: Any, low: int) -> int:
@@ -141,7 +197,7 @@ def find_template(recipe: Recipe, store: StencilStore, kind: int, carry_live: bo
     found = recipe.templates.get(name)
     if found is None:
         found = recipe.templates[name] = _make_template(recipe, store, *name)
-        store.recipes_changed = True
+        store.recipes_changed |= bool(recipe.sample)  # what the translator puts between instructions is made by every run
     return found
 
 

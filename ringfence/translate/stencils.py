@@ -2,38 +2,37 @@
 
 A stencil is named by a `Key`: the instruction form, which of its slots live in which pinned registers, the kind of the
 flags at entry and whether its own flags are read.  The cache file belongs to one version of the bodies and the compiler
-and one set of host features; it is read only if nobody but its owner could have written it.
+and one set of host features.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import marshal
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import llvmlite
-
-import ringfence.isa.x86.bodies  # noqa: F401  (fills INSTRUCTIONS)
-from ringfence.core.paths import cache_folder
+from ringfence.core.late import LateModule
 from ringfence.core.trace import tracer
-from ringfence.isa.x86.context import Context, Form, MemForm, trace_form
-from ringfence.translate.lower import Lowering, module
-from ringfence.translate.objects import Code, Hole, Linkable, compile_object, host_features, read_linkable, read_object
+from ringfence.isa.x86.context import Form, MemForm
+from ringfence.translate.objects import Code, Hole, Linkable
+from ringfence.translate.record_file import Records
+from ringfence.translate.sources import FORMS, RECIPES, cache_path
+
+if TYPE_CHECKING:
+    from ringfence.translate import compiling
+else:  # normally the cache holds everything that is needed
+    compiling = LateModule("ringfence.translate.compiling")
 
 trace = tracer("stencils")
 
 BATCH = 64
-KEEP_DAYS = 30
 SAVE_EVERY = 1000  # forms compiled on the way, so that an interrupted first run is not lost
-# A guest that executes random bytes asks for new forms without end: neither memory nor the user's disk may fill with them.
+# A guest that executes random bytes asks for new forms without end: memory may not fill with them.
 MAX_UNPACKED = 60_000
-MAX_CACHE_BYTES = 64 << 20
+_NATIVE = b"\0"  # before the names of native functions; other names are texts of keys
 Progress = Callable[[str, int, int], None]
 
 
@@ -47,6 +46,12 @@ class Key(NamedTuple):
     flags_live: bool = True
 
 
+def form_of(plain: tuple[Any, ...]) -> Form:
+    """The form that a cache has as the tuples that it is."""
+    name, size, operands, mem, *rest = plain
+    return Form(name, size, operands, MemForm(*mem), *rest)
+
+
 def key_text(key: Key) -> str:
     """A stable name; `key_of` reads it back."""
     form = key.form
@@ -56,32 +61,7 @@ def key_text(key: Key) -> str:
 def key_of(text: str) -> Key:
     """The key that `key_text` wrote."""
     head, *rest = ast.literal_eval(text)
-    name, size, operands, mem, imms, lock, mode = head
-    return Key(Form(name, size, operands, MemForm(*mem), imms, lock, mode), *rest)
-
-
-def trace_key(key: Key) -> Context:
-    return trace_form(key.form, lazy=True, kind_in=key.kind_in, carry_live=key.carry_live, flags_live=key.flags_live)
-
-
-def compile_keys(keys: Iterable[Key]) -> list[Code]:
-    """Compiles stencils, one LLVM module for all."""
-    texts, declarations, holes, names = [], set(), set(), []
-    for k, key in enumerate(keys):
-        lowering = Lowering(f"s{k}", trace_key(key), "stencil", dict(key.pins))
-        texts.append(lowering.function())
-        declarations |= lowering.declarations
-        holes |= lowering.holes
-        names.append(lowering.name)
-    compiled = read_object(compile_object(module(texts, declarations, holes, stencil=True)))
-    return [compiled[name] for name in names]
-
-
-def compile_native(form: Form) -> Linkable:
-    """A form's native function, whose symbol is `f`."""
-    lowering = Lowering("f", trace_form(form), "native", {})
-    text = lowering.function()
-    return read_linkable(compile_object(module([text], lowering.declarations, lowering.holes, stencil=False)))
+    return Key(form_of(head), *rest)
 
 
 def host_cpus() -> int:
@@ -89,137 +69,67 @@ def host_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-# What stencils are made from, and what the run time is made from besides.
-_STENCIL_SOURCES = ("ir/*.py", "isa/x86/*.py", "translate/lower*.py", "translate/layout.py", "translate/objects.py")
-_RECIPE_SOURCES = ("translate/recipes.py",)
-_RUNTIME_SOURCES = ("translate/native*.py", "translate/runtime.py", "translate/stubs.py", "translate/code_memory.py")
-
-
-def sources_digest(*patterns: str) -> str:
-    """Changes with any of these source files, the compiler's version and the host's features."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256(f"{host_features()} {llvmlite.__version__}".encode())
-    for pattern in patterns:
-        for path in sorted(root.glob(pattern)):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:24]
-
-
-def runtime_digest() -> str:
-    return sources_digest(*_RUNTIME_SOURCES)
-
-
-def private(path: Path) -> bool:
-    """Whether only this user (or root) can have written the file."""
-    try:
-        info = path.stat()
-        folder = path.parent.stat()
-    except OSError:
-        return False
-    return all(s.st_uid in (os.getuid(), 0) and not s.st_mode & 0o022 for s in (info, folder))
-
-
-def read_cache(path: Path) -> Any:
-    """What `write_cache` wrote; None when there is nothing, or nothing to trust."""
-    if not path.exists():
-        return None
-    if not private(path):
-        if trace:
-            trace("%s can be written by others: ignored", path)
-        return None
-    data = path.read_bytes()
-    try:
-        if hashlib.sha256(memoryview(data)[32:]).digest() != data[:32]:
-            raise ValueError("checksum")
-        return marshal.loads(memoryview(data)[32:])
-    except (ValueError, EOFError, TypeError) as error:
-        if trace:
-            trace("%s is damaged (%s): ignored", path, error)
-        return None
-
-
-def _prune(path: Path) -> None:
-    """Removes the same kind of file of versions that nobody has used for a month."""
-    oldest = path.stat().st_mtime - KEEP_DAYS * 86400
-    for other in path.parent.glob(path.name.split("-")[0] + "-*.bin"):
-        if other.stat().st_mtime < oldest:
-            other.unlink(missing_ok=True)
-
-
-def write_cache(path: Path, value: Any) -> bool:
-    """Replaces the file at once; False where the folder cannot be written, which is not an error."""
-    data = marshal.dumps(value)
-    if len(data) > MAX_CACHE_BYTES:
-        if trace:
-            trace("%s would grow to %d bytes: left as it is", path, len(data))
-        return False
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(data).digest() + data)
-        os.chmod(file.name, 0o600)
-        os.replace(file.name, path)
-        _prune(path)
-    except OSError as error:
-        if trace:
-            trace("cache not written: %s", error)
-        return False
-    return True
-
-
 class StencilStore:
-    """Stencils and native bodies by key; compiles what is missing and writes it back on `save`."""
+    """Stencils and native bodies by key, and recipes by name; compiles what is missing and writes it back on `save`."""
 
     def __init__(self) -> None:
         self.codes: dict[str, Code] = {}
         self.natives: dict[str, Linkable] = {}
-        self.recipes: dict[bytes, bytes] = {}  # of translate/recipes.py, marshalled one by one: few are looked at in one run
         self.recipes_changed = False
         self.compiled_forms = 0
         self.compile_ns = 0
         self._dirty = False
-        self.complete = False  # whether the shipped list has been built
-        self.path = cache_folder() / f"forms-{sources_digest(*_STENCIL_SOURCES)}.bin"
-        self._plain: dict[str, bytes] = {}  # marshalled one by one
-        self.recipes_path = cache_folder() / f"recipes-{sources_digest(*_STENCIL_SOURCES, *_RECIPE_SOURCES)}.bin"
-        if (loaded := read_cache(self.path)) is not None:
-            self._plain, self.natives, self.complete = loaded
-        if (loaded := read_cache(self.recipes_path)) is not None:
-            self.recipes = loaded
+        self._forms = Records(cache_path("forms", FORMS))
+        self.recipes = Records(cache_path("recipes", RECIPES))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the shipped list of forms has been built."""
+        return self._forms.complete
+
+    @complete.setter
+    def complete(self, value: bool) -> None:
+        self._forms.complete = value
+
+    @property
+    def built(self) -> bool:
+        """Whether nothing of the shipped lists is missing."""
+        return self.complete and self.recipes.complete
 
     def add(self, compiled: Iterable[tuple[str, Code]]) -> None:
         """Takes over stencils compiled elsewhere, by the text of their keys."""
         for text, code in compiled:
-            self.codes[text] = code
+            self._put(text, code)
             self.compiled_forms += 1
-            self._dirty = True
+
+    def _put(self, text: str, code: Code) -> None:
+        self.codes[text] = code
+        self._forms.added[text.encode()] = marshal.dumps((code.code, tuple(map(tuple, code.holes))))
+        self._dirty = True
 
     def save(self, force: bool = False) -> None:
         """Writes the cache file if anything was compiled; a folder that cannot be written is not an error."""
-        if not self._dirty and not force:
-            return
-        plain = {**self._plain, **{k: marshal.dumps((c.code, tuple(map(tuple, c.holes)))) for k, c in self.codes.items()}}
-        if write_cache(self.path, (plain, self.natives, self.complete)):
+        if (self._dirty or force) and self._forms.save():
             self._dirty = False
 
     def save_recipes(self) -> None:
         """Writes the recipes if templates were added."""
-        if self.recipes_changed and write_cache(self.recipes_path, self.recipes):
+        if self.recipes_changed and self.recipes.save():
             self.recipes_changed = False
 
     def __contains__(self, text: str) -> bool:
-        return text in self.codes or text in self._plain
+        return text in self.codes or text.encode() in self._forms
 
     def find(self, text: str) -> Code | None:
         code = self.codes.get(text)
-        if code is None and (plain := self._plain.get(text)) is not None:
+        if code is None and (plain := self._forms.get(text.encode())) is not None:
             data, holes = marshal.loads(plain)
             code = self.codes[text] = Code(data, tuple(Hole(*h) for h in holes))
         return code
 
     def names(self) -> set[str]:
-        """The texts of all keys."""
-        return self.codes.keys() | self._plain.keys()
+        """The texts of all keys of stencils."""
+        return {name.decode() for name, _ in self._forms.items() if not name.startswith(_NATIVE)}
 
     def get(self, key: Key) -> Code:
         text = key_text(key)
@@ -236,28 +146,42 @@ class StencilStore:
         if len(self.codes) > MAX_UNPACKED:
             self.save()
             self.codes.clear()
+            self._forms.added.clear()
         missing = list({key_text(k): k for k in keys if key_text(k) not in self}.items())
         start = time.perf_counter_ns()
         for first in range(0, len(missing), BATCH):
             batch = missing[first : first + BATCH]
-            for (text, _), code in zip(batch, compile_keys(key for _, key in batch), strict=True):
-                self.codes[text] = code
+            for (text, _), code in zip(batch, compiling.compile_keys(key for _, key in batch), strict=True):
+                self._put(text, code)
             self.compiled_forms += len(batch)
             if progress:
                 progress("compiling instruction stencils", first + len(batch), len(missing))
-        self._dirty |= bool(missing)
         self.compile_ns += time.perf_counter_ns() - start
 
     def put_native(self, name: str, data: Linkable) -> None:
         self.natives[name] = data
+        self._forms.added[_NATIVE + name.encode()] = marshal.dumps(data)
         self._dirty = True
+
+    def find_native(self, name: str) -> Linkable | None:
+        """The native function, or other object, that was put under this name."""
+        data = self.natives.get(name)
+        if data is None and (plain := self._forms.get(_NATIVE + name.encode())) is not None:
+            data = self.natives[name] = marshal.loads(plain)
+        return data
+
+    def native_forms(self) -> list[Form]:
+        """The forms whose native functions are there."""
+        names = (name.removeprefix(_NATIVE).decode() for name, _ in self._forms.items() if name.startswith(_NATIVE))
+        return [key_of(name).form for name in sorted(names) if name.startswith("(")]
 
     def native(self, form: Form) -> Linkable:
         text = key_text(Key(form))
-        if text not in self.natives:
+        data = self.find_native(text)
+        if data is None:
             start = time.perf_counter_ns()
-            self.natives[text] = compile_native(form)
+            data = compiling.compile_native(form)
+            self.put_native(text, data)
             self.compiled_forms += 1
             self.compile_ns += time.perf_counter_ns() - start
-            self._dirty = True
-        return self.natives[text]
+        return data

@@ -93,6 +93,91 @@ def _slow_store(stub: str, low: str, high: str) -> str:
 """
 
 
+def _leave_region(stub: str, function: str) -> str:
+    """A region ends here; RIP is in memory."""
+    return f"""
+{stub}:
+{_moves(True, False)}
+ mov %r12,%rdi
+ sub $8,%rsp
+ call {function}
+ jmp s_go
+"""
+
+
+def _call_from_region(stub: str, function: str) -> str:
+    """function(cpu, rax, r10); rax is the result, r10 and r11 are lost, all other registers stay."""
+    saved = (*_CALL_CLOBBERED, "rbp")
+    pushes = "\n".join(f" push %{r}" for r in saved)
+    pops = "\n".join(f" pop %{r}" for r in reversed(saved))
+    return f"""
+{stub}:
+{pushes}
+ mov %rsp,%rbp
+ and $-16,%rsp
+ mov %r12,%rdi
+ mov %rax,%rsi
+ mov %r10,%rdx
+ call {function}
+ mov %rbp,%rsp
+{pops}
+ ret
+"""
+
+
+# The settled form of whatever kind of flags a block began with, as settle_flags of native_delivery.py makes it, here with both words
+# shifted to the upper end of their registers; it uses no more than the temporaries that a stencil leaves.
+_SETTLE = f"""
+s_settle:
+ movzbl {FIELDS["flags_kind"]}(%r12),%eax
+ sub $1,%eax
+ jb 3f
+ mov %rcx,%r10
+ mov %eax,%ecx
+ and $3,%ecx
+ mov $8,%r11d
+ shl %cl,%r11d
+ mov $64,%ecx
+ sub %r11d,%ecx
+ shl %cl,%r13
+ shl %cl,%r14
+ cmp $4,%eax
+ mov %r13,%rax
+ jae 1f
+ sub %r14,%rax
+ not %r13
+ mov %r13,%r11
+ and %r14,%r11
+ or %r14,%r13
+ and %rax,%r13
+ or %r11,%r13
+ jmp 2f
+1:
+ mov %r13,%r11
+ sub %r14,%r11
+ mov %r11,%r13
+ or %r14,%r13
+ and %r14,%r11
+ mov %rax,%r14
+ not %r14
+ and %r14,%r13
+ or %r11,%r13
+2:
+ mov %r13,%r14
+ shr %cl,%r13
+ and $8,%r13d
+ shr $62,%r14
+ shl $62,%r14
+ or %r13,%r14
+ sar %cl,%rax
+ mov %rax,%r13
+ movb $0,{FIELDS["flags_kind"]}(%r12)
+ mov %r10,%rcx
+3:
+ ret
+"""
+
+
 def source() -> str:
     """The whole assembly text."""
     mxcsr, fcw, fsw = FIELDS["mxcsr"], FIELDS["fcw"], FIELDS["fsw"]
@@ -178,6 +263,28 @@ s_cross:
  movslq 16(%r10),%r11
  add %r11,%r10
  jmp *%r10
+{_leave_region("s_region_one", "t_region_one")}
+{_leave_region("s_region_budget", "t_region_budget")}
+{_call_from_region("s_region_fill", "region_fill")}
+{_call_from_region("s_region_settle", "settle_flags")}
+# a function of the host's that may use every register that C leaves free: s_outside(cpu, address, flags, value)
+s_outside:
+ push %rbp
+ mov %rsp,%rbp
+ sub $512,%rsp
+ and $-16,%rsp
+ fxsave64 (%rsp)
+ fninit
+ ldmxcsr {host_mxcsr}(%rdi)
+ mov {WORDS["outside"]}(%rdi),%rax
+ mov %rsi,%rdi
+ mov %rdx,%rsi
+ mov %rcx,%rdx
+ call *%rax
+ fxrstor64 (%rsp)
+ mov %rbp,%rsp
+ pop %rbp
+ ret
 # rax: the operand record
 s_call:
 {_moves(True, False)}
@@ -191,13 +298,7 @@ s_call:
 1:
 {_moves(False, False)}
  ret
-# the settled form of whatever kind of flags the block began with
-s_settle:
-{_moves(True, False)}
- mov %r12,%rdi
- call settle_flags
-{_moves(False, False)}
- ret
+{_SETTLE}
 """
 
 

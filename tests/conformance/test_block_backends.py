@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ringfence.backends.api import Block
+from ringfence.backends.api import Block, VectorBlock
 from ringfence.backends.block.open import create_overlay, open_block, temporary_overlay
 from ringfence.backends.block.qcow2 import create
 from tests.unit.backends.qemu import assert_clean, content, qemu_img
@@ -107,6 +108,20 @@ def read(block: Block, offset: int = 0, size_bytes: int | None = None) -> bytes:
     return bytes(buffer)
 
 
+def vectors(block: Block) -> VectorBlock:
+    assert isinstance(block, VectorBlock)
+    return block
+
+
+def cut(data: memoryview, draw: random.Random) -> list[memoryview]:
+    """Pieces of any size, at times more than the host takes in one call."""
+    most = draw.choice((7, 600, 5000, len(data)))
+    edges = [0]
+    while edges[-1] < len(data):
+        edges.append(min(len(data), edges[-1] + draw.randint(1, most)))
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
 def change_at_random(block: Block, model: bytearray, seed: int, operations: int) -> None:
     """Reads, writes and zeroes; the contents of discarded ranges are taken over as they are afterwards."""
     draw = random.Random(seed)
@@ -119,8 +134,16 @@ def change_at_random(block: Block, model: bytearray, seed: int, operations: int)
         match draw.choice(["write", "write", "write", "read", "read", "zeroes", "discard", "flush"]):
             case "write":
                 data = draw.randbytes(512) * (size_bytes // 512)
-                block.write(offset, memoryview(data))
+                if draw.random() < 0.5:
+                    block.write(offset, memoryview(data))
+                else:
+                    vectors(block).write_vector(offset, cut(memoryview(data), draw))
                 model[span] = data
+            case "read" if draw.random() < 0.5:
+                buffer = bytearray(size_bytes)
+                pieces = cut(memoryview(buffer), draw)
+                assert vectors(block).read_vector(offset, pieces, wait=False) or vectors(block).read_vector(offset, pieces)
+                assert buffer == model[span]
             case "read":
                 assert read(block, offset, size_bytes) == model[span]
             case "zeroes":

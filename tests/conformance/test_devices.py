@@ -12,22 +12,45 @@ from typing import Any
 
 import pytest
 
-from ringfence.bus.bus import Handler
+from ringfence.bus.bus import Bus, Handler
 from ringfence.bus.irq import IrqLine, IrqPin
+from ringfence.bus.pci import CONFIG_BYTES, PciFunction
 from ringfence.core.clock import ManualClock
 from ringfence.core.errors import SnapshotError
+from ringfence.devices.a20 import A20Gate
 from ringfence.devices.acpi_pm import AcpiPm
 from ringfence.devices.api import Device
 from ringfence.devices.apic import ApicBus, LocalApic
+from ringfence.devices.ata_drive import AtaDrive
+from ringfence.devices.atapi_drive import AtapiDrive
+from ringfence.devices.debug_console import DebugConsole
 from ringfence.devices.debug_exit import DebugExit
+from ringfence.devices.dma8237 import Dma8237
+from ringfence.devices.floppy import Floppy
+from ringfence.devices.fw_cfg import FwCfg
+from ringfence.devices.i440fx import I440Fx
+from ringfence.devices.i8042 import I8042
+from ringfence.devices.ide_channel import IdeChannel
+from ringfence.devices.ide_pci import PiixIde
 from ringfence.devices.ioapic import IoApic
 from ringfence.devices.kvmclock import KvmClock
+from ringfence.devices.nvme import Nvme
+from ringfence.devices.parallel import ParallelPort
 from ringfence.devices.pic8259 import PicPair
+from ringfence.devices.piix3 import ROUTABLE_IRQS, Piix3
+from ringfence.devices.piix4_pm import Piix4Pm
 from ringfence.devices.pit8254 import Pit
+from ringfence.devices.ports import BytePorts
+from ringfence.devices.ps2 import Ps2Device
+from ringfence.devices.ps2_keyboard import Ps2Keyboard
+from ringfence.devices.ps2_mouse import Ps2Mouse
 from ringfence.devices.reset import ResetControl
 from ringfence.devices.rtc import Rtc
+from ringfence.devices.testdev import TestDevice
 from ringfence.devices.uart16550 import Uart
+from ringfence.devices.vga_card import VgaIsa, VgaPci
 from ringfence.memory.guest_memory import GuestMemory
+from tests.unit.virtio.driver import Disk, Messages, Posted
 
 MSRS = (0x11, 0x12, 0x1B, 0x6E0, 0x4B56_4D00, 0x4B56_4D01, 0x4B56_4D04, *range(0x800, 0x840))
 
@@ -53,6 +76,19 @@ class Rig:
 
     def tsc(self) -> int:
         return self.clock.now_ns() * 2
+
+
+class ConfigSpace:
+    """A function's configuration space as a handler."""
+
+    def __init__(self, function: PciFunction) -> None:
+        self._function = function
+
+    def read(self, offset: int, size: int) -> int:
+        return self._function.read_config(offset, min(size, CONFIG_BYTES - offset))
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._function.write_config(offset, min(size, CONFIG_BYTES - offset), value)
 
 
 def uart(rig: Rig) -> Device:
@@ -109,7 +145,7 @@ def debug_exit(rig: Rig) -> Device:
 
 
 def reset(rig: Rig) -> Device:
-    device = ResetControl(ignore)
+    device = ResetControl(ignore, ignore)
     rig.handlers = [(device.control, 1), (device.port_a, 1), (device.keyboard_data, 1), (device.keyboard_command, 1)]
     return device
 
@@ -118,7 +154,164 @@ def kvmclock(rig: Rig) -> Device:
     return KvmClock(rig.memory, rig.clock, 2_000_000_000, rig.tsc)
 
 
-FACTORIES = (uart, pic, ioapic, apic, pit, rtc, acpi_pm, debug_exit, reset, kvmclock)
+def a20(rig: Rig) -> Device:
+    device = A20Gate(rig.memory.set_a20)
+    rig.handlers = [(ResetControl(ignore, ignore, device).port_a, 1)]
+    return device
+
+
+def i8042(rig: Rig) -> Device:
+    keyboard, mouse = Ps2Keyboard(), Ps2Mouse()
+    device = I8042(rig.pin(), rig.pin(), rig.clock, keyboard, mouse, A20Gate(ignore), ignore)
+    rig.handlers = [(device.data, 1), (device.command, 1)]
+    rig.lines = [lambda level: keyboard.key(30, level), lambda level: mouse.buttons(level)]
+    return device
+
+
+def ps2_line(device: Ps2Device) -> tuple[Handler, int]:
+    """Stands for the controller: reading takes a byte, writing sends one."""
+    return BytePorts(1, lambda _: device.take() or 0, lambda _, value: device.receive(value)), 1
+
+
+def ps2_keyboard(rig: Rig) -> Device:
+    device = Ps2Keyboard()
+    rig.handlers = [ps2_line(device)]
+    rig.lines = [lambda level, code=code: device.key(code, level) for code in (30, 42, 54, 99, 103, 119)]  # type: ignore[misc]
+    return device
+
+
+def ps2_mouse(rig: Rig) -> Device:
+    device = Ps2Mouse()
+    rig.handlers = [ps2_line(device)]
+    rig.lines = [lambda level: device.buttons(level), lambda level: device.move(300 if level else -40000, 7, -1)]
+    return device
+
+
+def parallel(rig: Rig) -> Device:
+    device = ParallelPort(rig.pin(), None, rig.clock)
+    rig.handlers = [(device.ports, 3)]
+    return device
+
+
+def device_for_tests(rig: Rig) -> Device:
+    device = TestDevice([None if n == 2 else rig.pin() for n in range(24)])
+    rig.handlers = [(device.register, 4), (device.flush, 4), (device.irqs, 24), (device.iomem, 0x10000)]
+    return device
+
+
+def ide_isa(rig: Rig) -> Device:
+    device = IdeChannel(rig.pin(), (AtaDrive(Disk(64 << 10), Posted()), AtapiDrive(Disk(64 << 10), Posted())))
+    rig.handlers = [(device, 8), (device.control, 1)]
+    return device
+
+
+def ide_pci(rig: Rig) -> Device:
+    drives = AtaDrive(Disk(64 << 10), Posted()), None, None, AtapiDrive(Disk(64 << 10), Posted())
+    device = PiixIde(rig.memory, (rig.pin(), rig.pin()), drives)
+    rig.handlers = [(device, 16), *((part, size) for channel in device.channels for part, size in ((channel, 8), (channel.control, 1)))]
+    return device
+
+
+def dma(rig: Rig) -> Device:
+    device = Dma8237(rig.memory)
+    rig.handlers = [(device.low, 16), (device.high, 32), (device.pages, 16)]
+    return device
+
+
+def floppy(rig: Rig) -> Device:
+    device = Floppy(rig.pin(), rig.clock, Dma8237(rig.memory).channel(2), (Disk(160 << 10), None))
+    rig.handlers = [(device.ports, 6), (device.port7, 1)]
+    return device
+
+
+def nvme(rig: Rig) -> Device:
+    device = Nvme(Disk(1 << 16), rig.memory, Posted(), Messages(), rig.pin())
+    rig.handlers = [(device, 0x1080), (device.msix, 0x1000), (ConfigSpace(device), CONFIG_BYTES)]
+    return device
+
+
+def vga_isa(rig: Rig) -> Device:
+    device = VgaIsa(rig.memory, rig.clock, 256 << 10)
+    rig.handlers = on_buses(device)
+    return device
+
+
+def vga_pci(rig: Rig) -> Device:
+    device = VgaPci(rig.memory, rig.clock, b"\x55\xaa" + bytes(1000), 256 << 10)
+    bars = [(bar.handler, bar.size_bytes) for bar in device.bars if bar.handler is not None]
+    rig.handlers = [*on_buses(device), *bars]
+    return device
+
+
+def i440fx(rig: Rig) -> Device:
+    rig.memory = GuestMemory()
+    rig.memory.add_ram(0, 1 << 20)
+    device = I440Fx(rig.memory, Bus("mmio", 1 << 32), rig.memory.add_backing(1 << 17, "rom"))
+    rig.handlers = [(ConfigSpace(device), CONFIG_BYTES), (device, 0x1000)]
+    return device
+
+
+def piix3(rig: Rig) -> Device:
+    device = Piix3({irq: rig.pin() for irq in ROUTABLE_IRQS})
+    rig.handlers = [(ConfigSpace(device), CONFIG_BYTES)]
+    rig.lines = [device.pirq(n) for n in range(4)]
+    return device
+
+
+def piix4_pm(rig: Rig) -> Device:
+    device = Piix4Pm(AcpiPm(rig.pin(), rig.clock, ignore, legacy_start=True), Bus("ports", 1 << 16))
+    rig.handlers = [(ConfigSpace(device), CONFIG_BYTES), (device.apm, 2), (device, 64)]
+    return device
+
+
+def fw_cfg(rig: Rig) -> Device:
+    device = FwCfg(rig.memory, {}, {"etc/file": b"content"})
+    rig.handlers = [(device.select, 2), (device, 8)]
+    return device
+
+
+def debug_console(rig: Rig) -> Device:
+    device = DebugConsole(ignore)
+    rig.handlers = [(device, 1)]
+    return device
+
+
+def on_buses(device: VgaIsa | VgaPci) -> list[tuple[Handler, int]]:
+    ports, mmio = Bus("ports", 1 << 16), Bus("mmio", 1 << 32)
+    device.map_legacy(ports, mmio)
+    return [(entry.handler, min(entry.end - entry.base, 0x1000)) for entry in (*ports, *mmio)]
+
+
+FACTORIES = (
+    dma,
+    floppy,
+    nvme,
+    ide_isa,
+    ide_pci,
+    uart,
+    pic,
+    ioapic,
+    apic,
+    pit,
+    rtc,
+    acpi_pm,
+    debug_exit,
+    reset,
+    kvmclock,
+    a20,
+    i8042,
+    ps2_keyboard,
+    ps2_mouse,
+    parallel,
+    device_for_tests,
+    vga_isa,
+    vga_pci,
+    i440fx,
+    piix3,
+    piix4_pm,
+    fw_cfg,
+    debug_console,
+)
 
 
 @pytest.fixture(params=FACTORIES, ids=lambda factory: factory.__name__)

@@ -12,10 +12,12 @@ import struct
 from typing import Any
 
 import numpy as np
+from iced_x86 import OpKind
 
 from ringfence.isa.x86.context import INSTRUCTIONS
 from ringfence.isa.x86.state import FLAG_BITS, GPR
 
+from . import segments
 from .forms import Instance
 from .records import MAX_DIFFS
 
@@ -26,6 +28,10 @@ _MASKED_STORE = ("maskmovq", "maskmovdqu")
 _STATE_BLOCKS = ("fxsave", "fxsave64", "fxrstor", "fxrstor64", "fnsave", "frstor", "fnstenv", "fldenv")
 # The order of the accesses within an instruction decides which of two faults is raised, and where in its operand.
 _TWO_ACCESSES = ("movs", "cmps", "pop", "push", "call", "enter", *_STATE_BLOCKS)
+# 16- and 32-bit modes: what makes several accesses, or checks before and between them; and the far and multi-word operands,
+# whose parts wrap and are checked by themselves.
+_PARTS = (*_TWO_ACCESSES, *"bound les lds lss lfs lgs pusha popa ret retf iret iretd fld fstp fbld fbstp".split())
+_FAULTS = {11, 12, 13, 14}
 # SDM 2, RCPPS and RSQRTPS: relative error up to 1.5 * 2**-12, so two processors differ by twice that at most.
 _APPROXIMATE = ("rcpps", "rcpss", "rsqrtps", "rsqrtss")
 _APPROXIMATE_ERROR = 3 * 2.0**-12
@@ -64,7 +70,7 @@ def undefined_result(instance: Instance, got: Any, wanted: Any) -> str:
     """Why this case decides nothing at all; empty when it does."""
     name = instance.name
     both = got["trap"] >= 0 and wanted["trap"] >= 0
-    if name in _MASKED_STORE and got["trap"] == wanted["trap"] >= 13:
+    if name in _MASKED_STORE and got["trap"] >= 12 and wanted["trap"] >= 12:
         return "which byte of a masked store faults is the implementation's"
     if both and name.split()[-1] in _TWO_ACCESSES and {int(got["trap"]), int(wanted["trap"])} <= {13, 14}:
         return "which of two faulting operands is accessed first is the implementation's"
@@ -72,11 +78,49 @@ def undefined_result(instance: Instance, got: Any, wanted: Any) -> str:
         return "SDM 2 SHLD: undefined for counts above the operand size"
     if wanted["trap"] == 13 and got["trap"] == -1 and name in ("jmp", "call", "ret") and (int(got["rip"]) + (1 << 47)) >> 48:
         return "a non-canonical branch target is found where it is fetched, not at the branch"
+    if wanted["segment"][segments.CS] and (reason := _undefined_in_legacy_modes(instance, got, wanted)):
+        return reason
     if name in _LOADS_MXCSR and got["trap"] == 13 and int(wanted["out_fx"]["mxcsr"]) >> 17 & 1:
         return "AMD's MXCSR.MM is reserved in the CPU model"
     if name in ("f2xm1", "fyl2xp1") and _outside_domain(name, wanted):
         return "SDM 2 F2XM1, FYL2XP1: undefined outside of their domain"
     return ""
+
+
+def _undefined_in_legacy_modes(instance: Instance, got: Any, wanted: Any) -> str:
+    name, traps = instance.name, {int(got["trap"]), int(wanted["trap"])}
+    far = name.startswith(("call ", "jmp "))
+    if far and segments.USER_CS64 in (got["out_segment"][segments.CS], wanted["out_segment"][segments.CS]):
+        return "a far CALL to 64-bit code pushes as 64-bit code does with AMD"
+    if traps <= _FAULTS:
+        if far or name.split()[-1] in _PARTS:
+            if len(traps) > 1 or traps == {14} or far:
+                return "which of several checks and accesses comes first is the implementation's"
+        if traps == {12, 13} and any(kind == "m" and aligned for kind, _, aligned in instance.decoded.form.operands):
+            return "which of limit and alignment is checked first is the implementation's"
+        if name == "popa":
+            return "the registers that a faulting POPA has loaded are the implementation's"
+    if wanted["trap"] in (12, 13) and got["trap"] in (14, -1) and int(wanted["error"]) == 0 and _wraps(instance, got, wanted):
+        return "SDM 3A 5.3: an access that wraps at 4 GiB in a segment without a limit is the implementation's"
+    if instance.insn.op_kind(0) == OpKind.NEAR_BRANCH16 and got["trap"] == wanted["trap"] == -1:
+        if (int(got["rip"]) ^ int(wanted["rip"])) & 0xFFFF == 0:
+            return "known deviation: IP that wraps at 64 KiB by a direct branch"
+    if wanted["trap"] == 13 and got["trap"] == -1 and instance.decoded.target is not None and _beyond_limit(instance, got, wanted):
+        return "a direct branch beyond the limit of CS faults where it is fetched, not at the branch"
+    return ""
+
+
+def _wraps(instance: Instance, got: Any, wanted: Any) -> bool:
+    """Whether the case's flat data segments were used about address 0."""
+    if got["trap"] == 14 and 64 < int(got["cr2"]) < 0xFFFFFFC0:
+        return False
+    return any(segments.LAST[int(wanted["segment"][n])] == 0xFFFFFFFF for n in (0, 2, 3, 4, 5))
+
+
+def _beyond_limit(instance: Instance, got: Any, wanted: Any) -> bool:
+    """Whether the branch that was made, or was to be made, leaves the limit of CS."""
+    target = max(int(got["rip"]), int(instance.insn.near_branch_target))
+    return target > int(segments.LAST[int(wanted["segment"][segments.CS])])
 
 
 def _outside_domain(name: str, case: Any) -> bool:
@@ -93,7 +137,7 @@ def suspects(got: Any, wanted: Any) -> Any:
     found = np.zeros(len(got), bool)
     for name in ("trap", "rip", "error", "cr2", "out_rflags", "diffs"):
         found |= got[name] != wanted[name]
-    found |= (got["out_gpr"] != wanted["out_gpr"]).any(1)
+    found |= (got["out_gpr"] != wanted["out_gpr"]).any(1) | (got["out_segment"] != wanted["out_segment"]).any(1)
     a, b = got["out_fx"], wanted["out_fx"]
     for name in ("fcw", "fsw", "ftw", "mxcsr"):
         found |= a[name] != b[name]
@@ -114,6 +158,9 @@ def differences(instance: Instance, got: Any, wanted: Any) -> list[str]:
     for n, name in enumerate(GPR):
         if got["out_gpr"][n] != wanted["out_gpr"][n]:
             found.append(f"{name}: {int(got['out_gpr'][n]):#x}, not {int(wanted['out_gpr'][n]):#x}")
+    for n, name in enumerate(segments.NAMES):
+        if got["out_segment"][n] != wanted["out_segment"][n]:
+            found.append(f"{name}: {int(got['out_segment'][n]):#x}, not {int(wanted['out_segment'][n]):#x}")
     defined = ~np.uint64(undefined_flags(instance, wanted) | 0x10100)
     if (got["out_rflags"] ^ wanted["out_rflags"]) & defined:
         found.append(f"rflags: {int(got['out_rflags'] & defined):#x}, not {int(wanted['out_rflags'] & defined):#x}")

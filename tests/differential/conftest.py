@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from .host_cpu import HostCpu, supported
+from .legacy_guest import LegacyGuest
 from .system_guest import SystemGuest
 
 
@@ -30,3 +31,11 @@ def guest(shared_guest: SystemGuest) -> SystemGuest:
     """A small guest for system instructions, laid out anew."""
     shared_guest.reset()
     return shared_guest
+
+
+@pytest.fixture(scope="session")
+def shared_legacy_guest() -> Iterator[LegacyGuest]:
+    """A small guest of protected mode; whoever takes it resets it."""
+    system = LegacyGuest()
+    yield system
+    system.close()

@@ -22,8 +22,8 @@ def _names(cls: type) -> dict[int, str]:
 
 CODE_NAMES = _names(Code)
 _OPERAND_NAMES = _names(OpCodeOperandKind)
-_MAPS = {OpCodeTableKind.NORMAL: b"", OpCodeTableKind.T0F: b"\x0f", OpCodeTableKind.T0F38: b"\x0f\x38", OpCodeTableKind.T0F3A: b"\x0f\x3a"}
-_MANDATORY = {MandatoryPrefix.P66: b"\x66", MandatoryPrefix.PF3: b"\xf3", MandatoryPrefix.PF2: b"\xf2"}
+MAPS = {OpCodeTableKind.NORMAL: b"", OpCodeTableKind.T0F: b"\x0f", OpCodeTableKind.T0F38: b"\x0f\x38", OpCodeTableKind.T0F3A: b"\x0f\x3a"}
+MANDATORY = {MandatoryPrefix.P66: b"\x66", MandatoryPrefix.PF3: b"\xf3", MandatoryPrefix.PF2: b"\xf2"}
 _FIXED = frozenset(
     [
         "ST0",
@@ -72,7 +72,7 @@ def encodable() -> tuple[int, ...]:
     found = []
     for code in CODE_NAMES:
         oi = OpCodeInfo(code)
-        if oi.encoding != EncodingKind.LEGACY or not oi.mode64 or not oi.is_instruction or oi.fwait or oi.table not in _MAPS:
+        if oi.encoding != EncodingKind.LEGACY or not oi.mode64 or not oi.is_instruction or oi.fwait or oi.table not in MAPS:
             continue
         if all(_known(name) for name in operand_names(code)):
             found.append(code)
@@ -86,12 +86,12 @@ def _known(name: str) -> bool:
         or name in _IN_OPCODE
         or name in _IMMEDIATE
         or name in _BRANCH
-        or _modrm(name)
+        or is_modrm(name)
         or name == "MEM_OFFS"
     )
 
 
-def _modrm(name: str) -> bool:
+def is_modrm(name: str) -> bool:
     return name.endswith(("_OR_MEM", "_RM")) or name == "MEM"
 
 
@@ -115,7 +115,7 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
     names = operand_names(code)
     top = 8 if plain else 16
     rex = 8 if oi.operand_size == 64 and not (oi.default_op_size64 or oi.force_op_size64) else 0
-    head = prefixes + _MANDATORY.get(oi.mandatory_prefix, b"")
+    head = prefixes + MANDATORY.get(oi.mandatory_prefix, b"")
     if oi.operand_size == 16 and oi.mandatory_prefix != MandatoryPrefix.P66:
         head = b"\x66" + head
     if oi.address_size == 32 and b"\x67" not in head:
@@ -135,7 +135,7 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
             n = rng.randrange(min(_IN_OPCODE[name], top)) if register is None else register
             opcode = opcode[:-1] + bytes([opcode[-1] + (n & 7)])
             rex |= n >> 3
-        elif _modrm(name):
+        elif is_modrm(name):
             needs_modrm = True
             if memory and not name.endswith("_RM"):
                 memory_part = _memory(rng, top, b"\x67" in head, b"\x65" in head, rex == 0 and plain)
@@ -151,7 +151,7 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
                 WINDOW_ADDR + rng.randrange(WINDOW_BYTES - 8) - (GS_BASE if b"\x65" in head else 0) & (1 << 8 * width) - 1
             ).to_bytes(width, "little")
         elif name in _IMMEDIATE:
-            immediates += _immediate(rng, _IMMEDIATE[name])
+            immediates += immediate(rng, _IMMEDIATE[name])
         elif name in _BRANCH:
             size = _BRANCH[name]
             distance = (
@@ -168,10 +168,10 @@ def encode(code: int, rng: random.Random, memory: bool, prefixes: bytes = b"", p
         else:
             tail = bytes([0xC0 | reg << 3 | (rm or 0)])
     rex_byte = bytes([0x40 | rex]) if rex else b""
-    return head + rex_byte + _MAPS[oi.table] + opcode + tail + immediates
+    return head + rex_byte + MAPS[oi.table] + opcode + tail + immediates
 
 
-def _immediate(rng: random.Random, size: int) -> bytes:
+def immediate(rng: random.Random, size: int) -> bytes:
     if size == 1:
         return bytes([rng.choice(EDGE_BYTES) if rng.random() < 0.4 else rng.randrange(256)])
     value = rng.choice((0, 1, (1 << 8 * size) - 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, 0xFF, 0x80, rng.getrandbits(8 * size)))

@@ -13,29 +13,30 @@ from typing import Any
 import numpy as np
 
 from ringfence.core.clock import Clock
+from ringfence.engine import switches
 from ringfence.engine.api import Halt
 from ringfence.engine.emulate import EmulateEngine
 from ringfence.memory.guest_memory import GuestMemory
 
-from . import native_loop, records
+from . import native_loop, records, segments
 from .records import CASE, PAGE, SLOT_BYTES, SLOT_ENTRY
 
 KERNEL_BASE = 0xFFFF_8000_0000_0000  # all of RAM, for ring 0 only
-TABLES, GDT, IDT, TSS, STACK_TOP, STUBS = 0x1000, 0x90000, 0x91000, 0x92000, 0x95000, 0x96000  # guest physical
+TABLES, GDT, IDT, TSS, LDT, STACK_TOP, STUBS = 0x1000, 0x90000, 0x91000, 0x92000, 0x93000, 0x95000, 0x96000  # guest physical
 WINDOW, READ_ONLY, IMAGE = 0xA0000, 0xA4000, 0x200000
 RAM_BYTES = (IMAGE + records.MEMFD_BYTES + (1 << 21)) & ~0xFFF
-USER_CS, USER_SS, KERNEL_CS, KERNEL_SS, TSS_SELECTOR = 0x33, 0x2B, 0x10, 0x18, 0x40
+USER_CS, USER_SS, KERNEL_CS, KERNEL_SS, TSS_SELECTOR, LDT_SELECTOR = 0x33, 0x2B, 0x10, 0x18, 0x40, 0x50
 PRESENT, WRITABLE, USER, NX = 1, 2, 4, 1 << 63
 END_VECTOR = 0x80
 _WITH_ERROR = (8, 10, 11, 12, 13, 14, 17, 21)
-_CODE64, _DATA = 0xA9B, 0xC93
+_CODE64, _CODE32, _DATA = 0xA9B, 0xC9B, 0xC93
 
 
 class GuestTrouble(Exception):
     """The guest did not reach the end of its loop."""
 
 
-class _Nothing:
+class Nothing:
     """Ports, MMIO, interrupts and MSRs of a machine without devices."""
 
     def read(self, address: int, size: int) -> int:
@@ -58,7 +59,7 @@ class _Nothing:
 
 def _stubs_source() -> str:
     """Entry points of all exceptions, 16 bytes each, and what they share."""
-    v = {name: f"qword ptr ds:[{native_loop.variable(name):#x}]" for name in ("active", "trap", "error", "cr2", "rip")}
+    v = {name: f"qword ptr ds:[{native_loop.variable(name):#x}]" for name in ("active", "trap", "error", "cr2", "rip", "cs")}
     leave = records.LOOP_ADDR + native_loop.LEAVE
     entries = "\n".join(
         f".balign 16, 0xcc\n{'' if n in _WITH_ERROR else 'push 0'}\npush {n}\njmp common" if n != END_VECTOR else ".balign 16, 0xcc\nhlt"
@@ -81,6 +82,12 @@ def _stubs_source() -> str:
     mov {v["cr2"]}, rax
     mov rax, [rsp + 24]
     mov {v["rip"]}, rax
+    cmp {v["cs"]}, 0
+    je same
+    mov rax, [rsp + 32]
+    mov {v["cs"]}, rax
+    mov qword ptr [rsp + 32], {USER_CS}
+same:
     mov rax, {leave}
     mov [rsp + 24], rax
     and qword ptr [rsp + 40], -0x101
@@ -107,10 +114,11 @@ class EngineCpu:
         self._root = self._new_table()
         self._map_everything()
         self._write_tables()
-        nothing = _Nothing()
-        self.engine = EmulateEngine(self.memory, nothing, nothing, nothing, nothing, Clock())
-        loop = native_loop.assemble(native_loop.source(end=f"int {END_VECTOR:#x}"))
+        nothing = Nothing()
+        self.engine = EmulateEngine(self.memory, nothing, nothing, nothing, nothing, Clock(), without=switches.from_environment())
+        loop = native_loop.assemble(native_loop.source(end=f"int {END_VECTOR:#x}", linux=False))
         self.memory.write(IMAGE + records.LOOP_AT, loop)
+        self.memory.write(IMAGE + records.CODE_AT, b"\xcc" * (records.SLOTS * SLOT_BYTES))
         self.memory.write(STUBS, native_loop.assemble(_stubs_source()))
 
     def __enter__(self) -> EngineCpu:
@@ -159,11 +167,21 @@ class EngineCpu:
 
         base = KERNEL_BASE + TSS
         tss = 0x67 | (base & 0xFFFFFF) << 16 | 0x8B << 40 | (base >> 24 & 0xFF) << 56
-        entries = {2: flat(_CODE64), 3: flat(_DATA), 5: flat(_DATA | 0x60), 6: flat(_CODE64 | 0x60), 8: tss, 9: base >> 32}
+        # Linux's own layout, as far as user code sees it.
+        entries = {
+            2: flat(_CODE64),
+            3: flat(_DATA),
+            4: flat(_CODE32 | 0x60),
+            5: flat(_DATA | 0x60),
+            6: flat(_CODE64 | 0x60),
+            8: tss,
+            9: base >> 32,
+        }
         self.memory.write(GDT, b"".join(struct.pack("<Q", entries.get(n, 0)) for n in range(10)))
+        self.memory.write(LDT, segments.LDT)
         for k, vector in enumerate((*range(32), END_VECTOR)):
             target = KERNEL_BASE + STUBS + 16 * k
-            kind = 0xEE if vector in (3, END_VECTOR) else 0x8E
+            kind = 0xEE if vector in (3, 4, END_VECTOR) else 0x8E
             low = target & 0xFFFF | KERNEL_CS << 16 | kind << 40 | (target >> 16 & 0xFFFF) << 48
             self.memory.write(IDT + 16 * vector, struct.pack("<QQ", low, target >> 32))
         self.memory.write(TSS + 4, struct.pack("<Q", KERNEL_BASE + STACK_TOP))
@@ -175,6 +193,7 @@ class EngineCpu:
             "cr0": 0x80050033, "cr3": self._root, "cr4": 0x620, "efer": 0xD01, "cpl": 3, "rflags": 0x202,
             "gdtr_base": KERNEL_BASE + GDT, "gdtr_limit": 79, "idtr_base": KERNEL_BASE + IDT, "idtr_limit": 0xFFF,
             "tr": TSS_SELECTOR, "tr_base": KERNEL_BASE + TSS, "tr_limit": 0x67, "tr_attr": 0x8B,
+            "ldtr": LDT_SELECTOR, "ldtr_base": KERNEL_BASE + LDT, "ldtr_limit": len(segments.LDT) - 1, "ldtr_attr": 0x82,
             "rip": records.LOOP_ADDR + native_loop.RUN, "rsp": records.SCRATCH_ADDR + 0xF00,
             "mxcsr": 0x1F80, "fcw": 0x37F,
         }  # fmt: skip
@@ -187,17 +206,27 @@ class EngineCpu:
     def set_base(self, base: bytes) -> None:
         """The window's content between cases: the host's."""
         self.memory.write(IMAGE + records.BASE_AT, base)
-        self.memory.write(READ_ONLY, base[:PAGE])
+        self.memory.write(READ_ONLY, records.read_only_image(base))
         self._window[:] = np.frombuffer(base, "u1")
 
-    def load_code(self, instructions: dict[int, bytes]) -> None:
+    def load_code(self, instructions: dict[int, bytes], bits: int = 64) -> None:
         """Places instructions at their addresses, each within a slot of its own."""
         for entry, raw in instructions.items():
-            back = records.LOOP_ADDR + native_loop.LEAVE - (entry + len(raw) + 5)
             slot = bytearray(b"\xcc" * SLOT_BYTES)
-            code = raw + b"\xe9" + (back & 0xFFFFFFFF).to_bytes(4, "little")
+            code = raw + native_loop.way_back(bits, entry + len(raw))
             slot[SLOT_ENTRY : SLOT_ENTRY + len(code)] = code
             self.memory.write(IMAGE + records.CODE_AT + (entry - SLOT_ENTRY - records.CODE_ADDR), bytes(slot))
+
+    def dangerous(self, wanted: Any) -> Any:
+        """Cases that would harm this machine's own memory: none, it has rings."""
+        return np.zeros(len(wanted), bool)
+
+    def undecided(self, got: Any, wanted: Any) -> Any:
+        """Cases that the host and this machine cannot agree on, for reasons of their surroundings."""
+        return np.zeros(len(got), bool)
+
+    def forgive(self, got: Any, wanted: Any, base: bytes) -> None:
+        """Takes out of a result what this machine's surroundings did to it: nothing."""
 
     def run(self, cases: Any) -> None:
         """Executes up to RECORDS cases and fills in their results; raises GuestTrouble when the guest gets lost."""

@@ -13,7 +13,7 @@ import iced_x86 as iced
 
 from ringfence.isa.x86 import bodies  # noqa: F401  (fills INSTRUCTIONS)
 from ringfence.isa.x86.context import INSTRUCTIONS
-from ringfence.isa.x86.decode import Decoded, decode
+from ringfence.isa.x86.decode import MNEMONICS, Decoded, _body_name, decode
 
 from .encode import CODE_NAMES, encodable, encode, has_memory_shape, has_register_shape, in_opcode, info, operand_names, place
 from .records import CODE_ADDR, SLOT_BYTES, SLOT_ENTRY
@@ -68,13 +68,26 @@ class Instance(NamedTuple):
     entry: int
     insn: iced.Instruction
     decoded: Decoded
+    bits: int = 64
+    cs: int = 0  # 16- and 32-bit modes: the selector of the code segment and the offset in it
+    ip: int = 0
+    real: bool = False  # judged as code of real-address or virtual-8086 mode
 
     @property
     def name(self) -> str:
         return self.decoded.form.name
 
+    @property
+    def known_as(self) -> str:
+        """The body that the mnemonic asks for, whether there is one or not."""
+        return body_name(self.insn)
+
     def __str__(self) -> str:
         return f"{self.raw.hex()} {self.insn} ({CODE_NAMES[self.insn.code]})"
+
+
+def body_name(insn: iced.Instruction) -> str:
+    return _body_name(insn, MNEMONICS[insn.mnemonic])
 
 
 class Shape(NamedTuple):
@@ -84,6 +97,8 @@ class Shape(NamedTuple):
     memory: bool
     prefixes: bytes
     register: int | None = None  # the register in the opcode byte: every one has a shape of its own
+    bits: int = 64
+    real: bool = False
 
 
 def shapes() -> Iterator[Shape]:
@@ -153,4 +168,6 @@ def excluded(name: str) -> str | None:
     """Why the host cannot judge this body, None when it can."""
     if name.startswith("("):
         return "no instruction: part of the engine"
+    if name.endswith((" 8086", " 286")) or name == "pop cs":
+        return "the body of a CPU model that the host is not"
     return EXCLUDED_NAMES.get(name.removeprefix("lock ").rstrip("34567") if name.startswith("prefetch") else name.removeprefix("lock "))

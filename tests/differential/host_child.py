@@ -15,6 +15,7 @@ MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE, MAP_FIXED_NOREPLACE = 1, 2
 SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV = 4, 5, 7, 8, 11
 SA_SIGINFO, SA_ONSTACK = 4, 0x08000000
 SYS_ARCH_PRCTL, ARCH_SET_GS = 158, 0x1001
+SYS_MODIFY_LDT, MODIFY_LDT_WRITE = 154, 0x11
 ALT_STACK_BYTES = 1 << 16
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -49,6 +50,7 @@ def map_at(addr: int, size: int, prot: int, flags: int, fd: int = -1, offset: in
 def main() -> None:
     fd = int(sys.argv[1])
     shared = [tuple(int(x, 0) for x in part.split(":")) for part in sys.argv[2].split(",")]  # address:size:protection:offset
+    entries = bytes.fromhex(sys.argv[4])  # of struct user_desc, 16 bytes each
     window, window_bytes, read_only, gs_base, handler, run, records, case_bytes = (int(x, 0) for x in sys.argv[3].split(","))
     for addr, size, prot, offset in shared:
         map_at(addr, size, prot, MAP_SHARED, fd, offset)
@@ -61,13 +63,16 @@ def main() -> None:
     for number in (SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV):
         action = SigAction(handler, (ctypes.c_uint64 * 16)(), SA_SIGINFO | SA_ONSTACK, None)
         check(libc.sigaction(number, ctypes.byref(action), None) == 0, "sigaction")
-    check(libc.syscall(SYS_ARCH_PRCTL, ARCH_SET_GS, gs_base, 0) == 0, "arch_prctl")
-    ctypes.memmove(read_only, base, 4096)
+    for at in range(0, len(entries), 16):
+        entry = ctypes.create_string_buffer(entries[at : at + 16], 16)
+        check(libc.syscall(SYS_MODIFY_LDT, MODIFY_LDT_WRITE, ctypes.addressof(entry), 16) == 0, "modify_ldt")
+    ctypes.memmove(read_only, bytes(byte & 0x3F for byte in ctypes.string_at(base, 4096)), 4096)  # records.read_only_image
     check(libc.mprotect(read_only, 4096, PROT_READ) == 0, "mprotect")
     native = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)(run)
     os.write(1, b"ready\n")
     for line in sys.stdin:
         ctypes.memmove(window, base, window_bytes)
+        check(libc.syscall(SYS_ARCH_PRCTL, ARCH_SET_GS, gs_base, 0) == 0, "arch_prctl")
         native(records, records + int(line) * case_bytes)
         os.write(1, line.encode())
 

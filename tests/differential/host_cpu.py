@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import native_loop, records
+from . import native_loop, records, segments
 from .records import CASE, SLOT_BYTES, SLOT_ENTRY
 
 
@@ -47,9 +47,10 @@ class HostCpu:
         self.base: Any = np.frombuffer(self.shared, "u1", records.WINDOW_BYTES, records.BASE_AT)
         self._code: Any = np.frombuffer(self.shared, "u1", records.SLOTS * SLOT_BYTES, records.CODE_AT).reshape(records.SLOTS, SLOT_BYTES)
         self._variables: Any = np.frombuffer(self.shared, "<u8", 64, records.SCRATCH_AT)
+        self._code[:] = 0xCC
         loop = native_loop.assemble(native_loop.source())
         self.shared[records.LOOP_AT : records.LOOP_AT + len(loop)] = loop
-        self.base[:] = np.random.default_rng(2).integers(0, 256, records.WINDOW_BYTES, dtype="u1")
+        self.base[:] = records.window_image()
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> HostCpu:
@@ -62,8 +63,9 @@ class HostCpu:
         self._end_child()
         os.close(self.fd)
 
-    def load_code(self, instructions: list[bytes], resume: bool = True) -> list[int]:
-        """Places instructions (at most SLOTS) in slots of their own; returns their addresses, valid until the next call.
+    def load_code(self, instructions: list[bytes], resume: bool = True, bits: int = 64) -> list[int]:
+        """Places instructions (at most SLOTS) of `bits` mode in slots of their own; returns their addresses, valid until the
+        next call.
 
         Without `resume`, int3 follows each instruction, so that the trap's RIP tells where it ended.
         """
@@ -71,8 +73,7 @@ class HostCpu:
         addresses = []
         for k, raw in enumerate(instructions):
             entry = records.CODE_ADDR + k * SLOT_BYTES + SLOT_ENTRY
-            back = records.LOOP_ADDR + native_loop.LEAVE - (entry + len(raw) + 5)
-            code = raw + b"\xe9" + (back & 0xFFFFFFFF).to_bytes(4, "little") if resume else raw
+            code = raw + native_loop.way_back(bits, entry + len(raw)) if resume else raw
             self._code[k, SLOT_ENTRY : SLOT_ENTRY + len(code)] = np.frombuffer(code, "u1")
             addresses.append(entry)
         return addresses
@@ -94,7 +95,8 @@ class HostCpu:
             at = (int(self._variables[native_loop.record_variable()]) - records.RECORDS_ADDR) // CASE.itemsize
             code = child.poll()
             self._end_child()
-            raise HostCrash(at, f"the child hangs or died (status {code})")
+            variables = {name: hex(int(self._variables[k])) for k, name in enumerate(native_loop.VARIABLES)}
+            raise HostCrash(at, f"the child hangs or died (status {code}; {variables})")
         cases[:] = self.cases[:n]
 
     def _answer(self, child: subprocess.Popen[bytes], timeout_seconds: float) -> bytes:
@@ -127,6 +129,7 @@ class HostCpu:
                 str(self.fd),
                 ",".join(":".join(map(str, s)) for s in shared),
                 ",".join(map(str, numbers)),
+                b"".join(s.user_desc(n) for n, s in enumerate(segments.TABLE.values())).hex(),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

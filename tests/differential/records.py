@@ -24,6 +24,7 @@ RECORDS_ADDR = 0x3A5A_0000_0000  # through a register only; far from what 32-bit
 WINDOW_BYTES = 2 * PAGE
 READ_ONLY_ADDR = WINDOW_ADDR + 3 * PAGE
 FOREIGN = (0x10000, WINDOW_ADDR - PAGE)  # where the child has memory of its own: cases that get there decide nothing
+CS32_ADDR = CODE_ADDR - 0x10  # base of a 32-bit code segment: not a page's beginning
 GS_BASE = WINDOW_ADDR + 0x140  # so that gs: operands work; FS belongs to the child's C library
 SLOT_BYTES = 256
 SLOT_ENTRY = 128  # an instruction's place in its slot: short branches stay inside the slot's int3 filling
@@ -56,7 +57,9 @@ CASE = np.dtype(
         ("gpr", "<u8", 16),  # in the order of the encoding: rax rcx rdx rbx rsp rbp rsi rdi r8 …
         ("patches", "<u8"),  # how many of `patch` are applied to the window before the instruction
         ("patch", PATCH, MAX_PATCHES),
-        ("_pad0", "u1", 24),
+        ("segment", "<u2", 6),  # es cs ss ds fs gs; cs 0: a case of 64-bit mode
+        ("ip", "<u4"),  # 16- and 32-bit cases: the instruction's offset in its code segment
+        ("_pad0", "u1", 8),
         ("fx", FX),
         ("out_gpr", "<u8", 16),
         ("out_rflags", "<u8"),
@@ -65,13 +68,27 @@ CASE = np.dtype(
         ("cr2", "<u8"),
         ("rip", "<u8"),  # at the exception
         ("diffs", "<u8"),  # qwords of the window that differ from the base image; the first MAX_DIFFS are in `diff`
-        ("_pad1", "u1", 16),
+        ("out_segment", "<u2", 6),
+        ("_pad1", "u1", 4),
         ("out_fx", FX),
         ("diff", DIFF, MAX_DIFFS),
     ]
 )
 assert FX.itemsize == 512 and CASE.itemsize % 64 == 0 and CASE.fields["fx"][1] % 64 == 0 and CASE.fields["out_fx"][1] % 64 == 0
 MEMFD_BYTES = RECORDS_AT + RECORDS * CASE.itemsize
+
+
+def read_only_image(base: bytes) -> bytes:
+    """The read-only page.  Its bytes are small, as are the window's last ones: a branch target that is read there, where no patch
+    fits, ends in the filling between instructions."""
+    return bytes(byte & 0x3F for byte in base[:PAGE])
+
+
+def window_image() -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The window's content between cases."""
+    image = np.random.default_rng(2).integers(0, 256, WINDOW_BYTES, dtype="u1")
+    image[-16:] &= 0x3F
+    return image
 
 
 def at(name: str) -> int:

@@ -10,18 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from ringfence.ir.interpret import GuestFault, Interpreter
+from ringfence.ir.fault import GuestFault
+from ringfence.ir.interpret import Interpreter
 from ringfence.ir.value import Op
-from ringfence.isa.x86.context import DEFER, Form, trace_form
+from ringfence.isa.x86.context import Form, trace_form
+from ringfence.isa.x86.decode import Decoded, decode
+from ringfence.isa.x86.hidden import hidden_words
+from ringfence.isa.x86.modes import FLAT, LONG
 from ringfence.isa.x86.state import GPR, EngineState, X86State, rflags_image, rflags_words
+from ringfence.isa.x86.vectors import DEFER
 
+from . import segments
 from .forms import Instance
-from .records import FOREIGN, GS_BASE, MAX_DIFFS, PAGE, READ_ONLY_ADDR, WINDOW_ADDR, WINDOW_BYTES
+from .records import FOREIGN, GS_BASE, MAX_DIFFS, PAGE, READ_ONLY_ADDR, WINDOW_ADDR, WINDOW_BYTES, read_only_image
 
 _RESET = {name: field.initial() for state in (X86State, EngineState) for name, field in state.FIELDS.items()}
+GDT_ADDR, LDT_ADDR = 0xFFFF_8000_0000_0000, 0xFFFF_8000_0000_1000  # where the interpreter finds the descriptor tables
 # The user program that every case is: long mode, CPL 3, flat segments, SSE and x87 enabled.
 _USER = {
-    "cpl": 3, "tr_limit": 0x50, "cs": 0x33, "ss": 0x2B, "cr0": 0x80050033, "cr4": 0x6A0, "efer": 0xD01, "gs_base": GS_BASE,
+    "cpl": 3, "tr_limit": 0x50, "ldtr": 0x50, "ldtr_base": LDT_ADDR, "ldtr_limit": len(segments.LDT) - 1, "gdtr_base": GDT_ADDR,
+    "gdtr_limit": len(segments.GDT) - 1, "cs": 0x33, "ss": 0x2B, "cr0": 0x80050033, "cr4": 0x6A0, "efer": 0xD01, "gs_base": GS_BASE,
 }  # fmt: skip
 ELEMENT_LIMIT = 1 << 12
 
@@ -36,7 +44,30 @@ class Loop(Exception):
 
 @lru_cache(maxsize=20000)
 def traced(form: Form) -> list[Op]:
-    return trace_form(form).trace.ops
+    return trace_form(form, precise=True).trace.ops
+
+
+@lru_cache(maxsize=50000)
+def _decoded(raw: bytes, entry: int, mode: int) -> Decoded | None:
+    return decode(raw, entry, mode)
+
+
+def decoded_in(instance: Instance, mode: int) -> Decoded:
+    """The instance as code of one of the modes of modes.py."""
+    found = instance.decoded if mode == LONG else _decoded(instance.raw, instance.entry, mode)
+    if found is None:
+        raise ValueError(f"{instance}: needs more bytes in mode {mode}")
+    return found
+
+
+def mode_of(case: Any) -> int:
+    """The mode that a case of protected mode or compatibility mode is in."""
+    cs, ss = int(case["segment"][segments.CS]), int(case["segment"][segments.SS])
+    if not cs:
+        return LONG
+    if all(segments.FLAT[int(case["segment"][n])] for n in range(4)):
+        return FLAT
+    return {(True, True): 33, (True, False): 34, (False, False): 16, (False, True): 17}[bool(segments.BIG[cs]), bool(segments.BIG[ss])]
 
 
 class Window:
@@ -44,7 +75,7 @@ class Window:
 
     def __init__(self, base: bytes) -> None:
         self.bytes = bytearray(base)
-        self.read_only = bytes(base[:PAGE])
+        self.read_only = read_only_image(base)
         self.touched: set[int] = set()
 
     def _check(self, address: int, size: int, write: bool) -> None:
@@ -63,6 +94,9 @@ class Window:
                 raise GuestFault(14, 4 | write << 1 | present, where)
 
     def load(self, address: int, size: int, write: bool, system: bool = False) -> int:
+        if system and GDT_ADDR <= address < LDT_ADDR + len(segments.LDT):
+            table, at = (segments.LDT, LDT_ADDR) if address >= LDT_ADDR else (segments.GDT, GDT_ADDR)
+            return int.from_bytes(table[address - at : address - at + size], "little")
         self._check(address, size, write)
         if address >= READ_ONLY_ADDR:
             at = address - READ_ONLY_ADDR
@@ -122,10 +156,23 @@ class CaseState(dict[str, Any]):
                 return int(fx["fsw"]) >> 11 & 7
             case "ftag":
                 return int(fx["ftw"])
+        if self.case["segment"][segments.CS] and name.partition("_")[0] in segments.NAMES:
+            return self._segment(name)
         if name in _USER:
             return _USER[name]
         initial = _RESET[name]
         return list(initial) if isinstance(initial, list) else initial
+
+    def _segment(self, name: str) -> int:
+        """A field of a segment register of a 16- or 32-bit case."""
+        register, _, part = name.partition("_")
+        selector = int(self.case["segment"][segments.NAMES.index(register)])
+        if not part:
+            return selector
+        base, limit, attr = int(segments.BASE[selector]), int(segments.LAST[selector]), int(segments.ATTRIBUTES[selector])
+        if part in ("base", "limit", "attr"):
+            return {"base": base, "limit": limit, "attr": attr}[part]
+        return dict(zip(("rlimit", "wlimit", "unflat"), hidden_words(register, base, limit, attr, False), strict=True))[part]
 
 
 _NUMBER = {name: n for n, name in enumerate(GPR)}
@@ -133,7 +180,10 @@ _NUMBER = {name: n for n, name in enumerate(GPR)}
 
 def interpret_case(instance: Instance, case: Any, base: bytes) -> None:
     """Runs one case in the reference interpreter and fills in its `out` half."""
-    decoded, entry = instance.decoded, instance.entry
+    mode = mode_of(case)
+    if instance.name == "into" and case["rflags"] & np.uint64(0x800):
+        raise Undecided  # a software interrupt: through the IDT, which only machines have
+    decoded, entry = decoded_in(instance, mode), instance.entry
     state, memory = CaseState(case, entry), Window(base)
     for k in range(int(case["patches"])):
         memory.patch(int(case["patch"][k]["offset"]), case["patch"][k]["bytes"].tobytes())
@@ -153,10 +203,12 @@ def interpret_case(instance: Instance, case: Any, base: bytes) -> None:
             break
         else:
             raise Loop(str(instance))
+        if mode != LONG:
+            case["rip"] = int(case["rip"]) - state["cs_base"] & 0xFFFFFFFF
     except GuestFault as fault:
         if fault.vector == DEFER:
             raise Undecided from fault
-        case["trap"], case["error"], case["rip"] = fault.vector, fault.error, entry
+        case["trap"], case["error"], case["rip"] = fault.vector, fault.error, instance.ip or entry
         case["cr2"] = fault.address or 0
     _put_state(case, state)
     _put_memory(case, memory, base)
@@ -165,6 +217,10 @@ def interpret_case(instance: Instance, case: Any, base: bytes) -> None:
 def _put_state(case: Any, state: CaseState) -> None:
     case["out_gpr"] = case["gpr"]
     case["out_fx"] = case["fx"]
+    case["out_segment"] = case["segment"]
+    for n, name in enumerate(segments.NAMES):
+        if case["segment"][segments.CS] and name in state:
+            case["out_segment"][n] = state[name]
     out = case["out_fx"]
     for name, value in state.items():
         if name in _NUMBER:
@@ -195,23 +251,27 @@ def _put_memory(case: Any, memory: Window, base: bytes) -> None:
 
 def normalise_host(cases: Any, instances: dict[int, Instance]) -> None:
     """Turns what the host reports into the interpreter's terms: int3 filling and refused fetches are jumps."""
-    entry, trap, rip = cases["entry"], cases["trap"], cases["rip"]
-    length = np.array([len(instances[int(e)].raw) for e in entry], np.uint64)
+    legacy, trap, rip = cases["segment"][:, 1] != 0, cases["trap"], cases["rip"]
+    entry = np.where(legacy, cases["ip"].astype(np.uint64), cases["entry"])
+    following = entry + np.array([len(instances[int(e)].raw) for e in cases["entry"]], np.uint64)
     plain = trap == -1
-    landed = (trap == 3) & (rip != entry + length)
-    fetched = (trap == 14) & (rip != entry) & (cases["cr2"] == rip)
+    landed = (trap == 3) & (rip != following)
+    fetched = (trap == 14) & np.where(legacy, cases["error"] & np.uint64(16) != 0, (rip != entry) & (cases["cr2"] == rip))
     refused = (trap == 13) & (rip != entry)  # a non-canonical target, noticed behind the branch
-    cases["rip"] = np.where(plain, entry + length, np.where(landed, rip - np.uint64(1), rip))
+    cases["rip"] = np.where(plain, following, np.where(landed, rip - np.uint64(1), rip))
     cases["trap"] = np.where(landed | fetched | refused, -1, trap)
     gone = cases["trap"] == -1
     cases["error"] = np.where(gone, 0, cases["error"])
     cases["cr2"] = np.where(gone | (cases["trap"] != 14), 0, cases["cr2"])
     # Forms do not tell RSP- and RBP-based operands apart, so a non-canonical one is #GP(0) here and not #SS(0).
-    cases["trap"] = np.where((cases["trap"] == 12) & (cases["error"] == 0), 13, cases["trap"])
+    cases["trap"] = np.where(~legacy & (cases["trap"] == 12) & (cases["error"] == 0), 13, cases["trap"])
     # Linux sets P in the error codes of its own half of the address space, whatever is mapped there.
     hidden = (cases["trap"] == 14) & (cases["cr2"] >= np.uint64(1 << 47))
     cases["error"] = np.where(hidden, cases["error"] & ~np.uint64(1), cases["error"])
     cases["out_rflags"] &= ~np.uint64(0x10100)  # RF is set in the image of a fault
+    # Only 32 bits of eight registers mean anything.
+    cases["out_gpr"][legacy, 8:] = 0
+    cases["out_gpr"][legacy] &= np.uint64(0xFFFFFFFF)
 
 
 def describe(instance: Instance, case: Any) -> str:

@@ -56,7 +56,7 @@ class States:
         self.base = base
         self.unmasked = unmasked
         self.gpr = cases["gpr"]
-        self.name = instance.name.removeprefix("lock ")
+        self.name = instance.known_as.removeprefix("lock ")
         self.memory_bits = iced.MemorySizeExt.size(instance.insn.memory_size) * 8
 
     def fill(self) -> None:
@@ -138,7 +138,7 @@ class States:
         small = self.chance(0.8)
         if name in _SHIFTS:
             gpr[:, RCX] = np.where(small, self.uniform(0, 70), gpr[:, RCX])
-        elif name.startswith("loop") or name in ("jrcxz", "jecxz"):
+        elif name.startswith("loop") or name in ("jrcxz", "jecxz", "jcxz"):
             gpr[:, RCX] = np.where(small, self.uniform(0, 3) | np.where(self.chance(0.2), U64(1 << 32), U64(0)), gpr[:, RCX])
         elif name in ("div", "idiv"):
             self._dividend()
@@ -364,7 +364,7 @@ class States:
         gpr[:, RSI], gpr[:, RDI] = source - self._segment(), target
         if name.startswith("rep"):
             gpr[:, RCX] = count
-        if self.instance.decoded.form.mem.address32:
+        if self.instance.bits == 64 and self.instance.decoded.form.mem.address32:
             keep = U64(0xFFFFFFFF)
             for r in (RSI, RDI, RCX):
                 gpr[:, r] = gpr[:, r] & keep | (values.integers(self.rng, (self.n,)) & ~keep)

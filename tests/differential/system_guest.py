@@ -15,6 +15,7 @@ import struct
 from typing import Any, NamedTuple
 
 from ringfence.core.clock import ManualClock
+from ringfence.engine import switches
 from ringfence.engine.api import Exit, Halt, Interrupted
 from ringfence.engine.emulate import EmulateEngine
 from ringfence.isa.x86.state import GPR
@@ -118,7 +119,9 @@ class SystemGuest:
         self.memory = GuestMemory()
         self.memory.add_ram(0, RAM_BYTES, "system")
         self.ports, self.devices = _Ports(), _Devices()
-        self.engine = EmulateEngine(self.memory, self.ports, self.devices, self.devices, self.devices, ManualClock())
+        self.engine = EmulateEngine(
+            self.memory, self.ports, self.devices, self.devices, self.devices, ManualClock(), without=switches.from_environment()
+        )
         self.reset()
 
     def close(self) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import ringfence.isa.x86.bodies  # noqa: F401
-from ringfence.ir.interpret import GuestFault, Interpreter
+from ringfence.ir.fault import GuestFault
+from ringfence.ir.interpret import Interpreter
 from ringfence.ir.verify import verify
 from ringfence.isa.x86.context import INSTRUCTIONS, trace_form
 from ringfence.isa.x86.decode import MAX_INSTRUCTION_BYTES, Decoded, decode
@@ -22,7 +23,7 @@ from ringfence.isa.x86.state import ARITHMETIC, GPR, EngineState, X86State, rfla
 
 from .encode import CODE_NAMES, encodable, encode, has_memory_shape, has_register_shape, place
 from .host_cpu import HostCpu, supported
-from .records import CASE, PAGE, READ_ONLY_ADDR, RECORDS, SLOTS, WINDOW_ADDR, WINDOW_BYTES
+from .records import CASE, PAGE, READ_ONLY_ADDR, RECORDS, SLOTS, WINDOW_ADDR, WINDOW_BYTES, read_only_image
 
 pytestmark = pytest.mark.skipif(bool(supported()), reason=supported() or "-")
 
@@ -67,7 +68,7 @@ class Window:
 
     def __init__(self, base: bytes) -> None:
         self.window = bytearray(base)
-        self.read_only = base[:PAGE]
+        self.read_only = read_only_image(base)
 
     def _check(self, address: int, size: int, write: bool) -> None:
         for at in (address, address + size - 1):
@@ -287,4 +288,3 @@ def test_string_comparisons_with_every_immediate() -> None:
     with HostCpu() as host:
         problems = run(host, 7, (), 0, 3, raws)
     assert not problems, f"{len(problems)} differ:\n" + "\n".join(problems[:30])
-

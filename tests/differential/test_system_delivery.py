@@ -279,9 +279,7 @@ def test_divide_error(guest: SystemGuest) -> None:
     assert fault(guest.run("xor ecx, ecx\ndiv ecx")) == (DE, 0)
 
 
-@pytest.mark.parametrize(
-    "text", ["ud2", ".byte 0xce", ".byte 0x62, 0", ".byte 0x0f, 0xff, 0xc0", ".byte 0xf0, 0x90", ".byte 0x06"]
-)
+@pytest.mark.parametrize("text", ["ud2", ".byte 0xce", ".byte 0x62, 0", ".byte 0x0f, 0xff, 0xc0", ".byte 0xf0, 0x90", ".byte 0x06"])
 def test_undefined(guest: SystemGuest, text: str) -> None:
     assert fault(guest.run(text)) == (UD, 0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gzip
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -88,18 +89,50 @@ def _run(*command: str, cwd: Path | None = None, timeout_s: float = _DOWNLOAD_S)
     return done.stdout
 
 
-def debian_package(name: str) -> Path:
-    """The unpacked contents of a Debian package."""
-    folder = CACHE / "debian" / name
+def debian_package(name: str, architecture: str | None = None) -> Path:
+    """The unpacked contents of a Debian package, of another architecture than the machine's where one is named."""
+    folder = CACHE / "debian" / (f"{name}:{architecture}" if architecture else name)
     if not (folder / ".complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _run("apt-get", "download", name, cwd=folder)
+        _run("apt-get", *_foreign_apt(architecture), "download", name, cwd=folder)
         packages = list(folder.glob("*.deb"))
         _run("dpkg", "-x", packages[0].name, ".", cwd=folder)
         packages[0].unlink()
         (folder / ".complete").touch()
     return folder
+
+
+@functools.cache
+def _foreign_apt(architecture: str | None) -> tuple[str, ...]:
+    """Options of apt for another architecture: state of our own, whose sources are the machine's own Debian archives."""
+    if architecture is None:
+        return ()
+    root = CACHE / "apt" / architecture
+    for name in ("state/lists/partial", "cache/archives/partial"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "status").touch()
+    keys = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    line = f"deb [{f'signed-by={keys} ' if keys.exists() else ''}arch={architecture}] $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    found = _run("apt-get", "indextargets", "--format", line, "Created-By: Packages", "Origin: Debian")
+    if not found:
+        raise Unavailable("apt knows no archive of Debian here (run apt-get update)")
+    (root / "sources.list").write_text("\n".join(sorted(set(found.splitlines()))) + "\n")
+    settings = {
+        "Dir::State": root / "state",
+        "Dir::State::status": root / "status",
+        "Dir::Cache": root / "cache",
+        "Dir::Etc::sourcelist": root / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "APT::Architecture": architecture,
+        "APT::Architectures::": architecture,
+        "Acquire::Languages": "none",
+    }
+    options = tuple(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
+    # A part of the archives may be out of reach; what is then missing is told by whoever asks for it.
+    with suppress(Unavailable):
+        _run("apt-get", *options, "update")
+    return options
 
 
 @dataclass(frozen=True)
@@ -116,36 +149,80 @@ class DebianKernel:
 
 
 @_or_skip
-def debian_cloud_kernel() -> DebianKernel:
-    """Debian's cloud kernel, as distributed."""
-    depends = _run("apt-cache", "depends", "linux-image-cloud-amd64")
-    names = re.findall(r"Depends: (linux-image-\S+-cloud-amd64)", depends)
+def debian_kernel(flavour: str, architecture: str | None = None) -> DebianKernel:
+    """The newest kernel of one of Debian's flavours (cloud-amd64, 686, 686-pae), as distributed."""
+    depends = _run("apt-cache", *_foreign_apt(architecture), "depends", f"linux-image-{flavour}")
+    names = re.findall(rf"Depends: (linux-image-\d\S*-{flavour})", depends)
     if not names:
-        raise Unavailable("apt knows no package linux-image-cloud-amd64 here")
-    folder = debian_package(names[0])
+        raise Unavailable(f"apt knows no package linux-image-{flavour} here")
+    folder = debian_package(names[0], architecture)
     images, modules = sorted(folder.glob("boot/vmlinuz-*")), sorted(folder.glob("**/lib/modules/*/"))
     if not images or not modules:
         raise Unavailable(f"the package {names[0]} holds no kernel where it is expected")
     return DebianKernel(images[-1], modules[-1])
 
 
+def debian_cloud_kernel() -> DebianKernel:
+    """Debian's cloud kernel, as distributed."""
+    return debian_kernel("cloud-amd64")
+
+
 @_or_skip
-def busybox() -> Path:
+def busybox(architecture: str | None = None) -> Path:
     """A statically linked busybox."""
-    path = debian_package("busybox-static") / "bin" / "busybox"
+    path = debian_package("busybox-static", architecture) / "bin" / "busybox"
     for candidate in (path, path.parents[1] / "usr" / "bin" / "busybox"):
         if candidate.is_file():
             return candidate
     raise Unavailable("the package busybox-static holds no busybox where it is expected")
 
 
-def initramfs(folder: Path, init: str, files: dict[str, bytes] | None = None) -> Path:
+@dataclass(frozen=True)
+class DebianInstaller:
+    """Debian's installer for the text console: a kernel, an initrd, and from it the font in which its terminal draws."""
+
+    kernel: Path
+    initrd: Path
+    font: Path
+
+
+@_or_skip
+def debian_installer(architecture: str) -> DebianInstaller:
+    """The newest installer to boot from the net that apt has for this architecture."""
+    pattern = f"^debian-installer-[0-9]+-netboot-{architecture}$"
+    names = [line.split()[0] for line in _run("apt-cache", "search", "--names-only", pattern).splitlines()]
+    if not names:
+        raise Unavailable(f"apt knows no debian-installer-*-netboot-{architecture} here")
+    folder = debian_package(max(names, key=lambda name: int(name.split("-")[2])))
+    kernels = [path for path in folder.rglob("linux") if path.is_file() and "text" in path.parts]
+    if not kernels or not (initrd := kernels[0].with_name("initrd.gz")).is_file():
+        raise Unavailable(f"the package {names[-1]} holds no installer where it is expected")
+    font = folder / "unifont.bgf"
+    if not font.exists():
+        font.write_bytes(_from_cpio(gzip.decompress(initrd.read_bytes()), "lib/unifont.bgf"))
+    return DebianInstaller(kernels[0], initrd, font)
+
+
+def _from_cpio(archive: bytes, wanted: str) -> bytes:
+    """One file of an archive in the format that Linux takes (cpio's "newc")."""
+    at = 0
+    while archive[at : at + 5] == b"07070":
+        size, name_size = (int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in (6, 11))
+        name = archive[at + 110 : at + 110 + name_size - 1].decode(errors="replace")
+        data = (at + 110 + name_size + 3) & ~3
+        if name.removeprefix("./") == wanted:
+            return archive[data : data + size]
+        at = (data + size + 3) & ~3
+    raise Unavailable(f"the initrd holds no {wanted}")
+
+
+def initramfs(folder: Path, init: str, files: dict[str, bytes] | None = None, architecture: str | None = None) -> Path:
     """A compressed-as-is initramfs with busybox, `init` as its first program and `files` besides."""
     archive = CpioArchive()
     for name in ("bin", "dev", "proc", "sys", "root", "tmp", "mnt"):
         archive.directory(name)
     archive.character_device("dev/console", 5, 1)
-    archive.file("bin/busybox", busybox().read_bytes(), 0o755)
+    archive.file("bin/busybox", busybox(architecture).read_bytes(), 0o755)
     archive.symlink("bin/sh", "busybox")
     archive.file("init", init, 0o755)
     for name, data in (files or {}).items():

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from tests.guest import cpus
+
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "ringfence", "run")
 
@@ -21,15 +23,15 @@ class GuestFailure(AssertionError):
 
 
 class Session:
-    """`ringfence run ARGUMENTS` with its console on pipes."""
+    """`ringfence run ARGUMENTS` with its console on pipes.  `module` is what Python runs."""
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None, module: str = "ringfence") -> None:
         paths = [str(REPOSITORY), (environment or {}).get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")]
         env = {**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.started = time.monotonic()
         self._process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [sys.executable, "-m", module, "run", *arguments, *cpus.for_command(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-
-import zstandard
+from typing import TYPE_CHECKING
 
 from ringfence.backends.block.hostfile import DamagedImage
 from ringfence.backends.block.qcow2_format import Header
+from ringfence.core.late import LateModule
 from ringfence.core.units import MIB
+
+if TYPE_CHECKING:
+    import zstandard
+else:  # few images use it
+    zstandard = LateModule("zstandard")
 
 _CACHE_BYTES = 4 * MIB
 _MAX_ZSTD_WINDOW_BYTES = 8 * MIB  # what RFC 8878, 3.1.1.1.2 recommends decoders to support

@@ -13,10 +13,16 @@ import fcntl
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ringfence.core.errors import ImageError, UserError
+from ringfence.core.late import LateModule
+
+if TYPE_CHECKING:
+    import tempfile
+else:  # for snapshots
+    tempfile = LateModule("tempfile")
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -27,6 +33,7 @@ _HELD, _DENIED = 100, 200
 _READ, _WRITE, _RESIZE = 0, 1, 3
 _FLOCK = "hhqqi4x"  # struct flock on 64-bit Linux
 _ZEROES = bytes(1 << 20)
+_MOST_PARTS = os.sysconf("SC_IOV_MAX")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -53,6 +60,7 @@ class HostFile:
         self.volatile = volatile
         self._can_punch = True
         self._can_zero = True
+        self._can_tell = True
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], readonly: bool) -> HostFile:
@@ -124,6 +132,33 @@ class HostFile:
                 return
             done += count
 
+    def read_into_vector(self, offset: int, buffers: Sequence[memoryview], total_bytes: int, wait: bool = True) -> bool:
+        """The same for several buffers of `total_bytes`, in as few calls as the host allows.
+
+        Without `wait`: False, and a part of it done perhaps, where not all of it is in the host's page cache.  A host that cannot
+        tell (preadv2(2), RWF_NOWAIT) waits.
+        """
+        if not wait and self._can_tell and len(buffers) <= _MOST_PARTS:
+            try:
+                return os.preadv(self.fd, buffers, offset, os.RWF_NOWAIT) == total_bytes
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    return False
+                if error.errno not in _NOT_OFFERED:
+                    raise
+                self._can_tell = False
+        for first in range(0, len(buffers), _MOST_PARTS):
+            some = buffers[first : first + _MOST_PARTS]
+            done = os.preadv(self.fd, some, offset)
+            if done == total_bytes:
+                return True
+            for buffer in some:
+                if done < len(buffer):
+                    self.read_into(offset + max(done, 0), buffer[max(done, 0) :])
+                done -= len(buffer)
+                offset += len(buffer)
+        return True
+
     def read(self, offset: int, size_bytes: int) -> bytearray:
         """`size_bytes` bytes, zeroes beyond the end.  The caller bounds the size."""
         data = bytearray(size_bytes)
@@ -136,16 +171,20 @@ class HostFile:
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)
 
-    def write_vector(self, offset: int, parts: Sequence[BytesLike]) -> None:
-        """Writes the parts one behind the other, in one call where the host takes it whole."""
-        done = os.pwritev(self.fd, parts, offset)
-        for part in parts:
-            if done >= len(part):
-                done -= len(part)
-            else:
-                self.write(offset + done, memoryview(part)[done:])
-                done = 0
-            offset += len(part)
+    def write_vector(self, offset: int, parts: Sequence[BytesLike], total_bytes: int = -1) -> None:
+        """Writes the parts (of `total_bytes`, if that is known) one behind the other, in one call where the host takes it whole."""
+        for first in range(0, len(parts), _MOST_PARTS):
+            some = parts[first : first + _MOST_PARTS]
+            done = os.pwritev(self.fd, some, offset)
+            if done == total_bytes:
+                return
+            for part in some:
+                if done >= len(part):
+                    done -= len(part)
+                else:
+                    self.write(offset + done, memoryview(part)[done:])
+                    done = 0
+                offset += len(part)
 
     def sync(self) -> None:
         """Returns when everything written is on stable storage."""

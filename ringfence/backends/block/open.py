@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from ringfence.backends.api import Block
 from ringfence.backends.block.hostfile import HostFile
-from ringfence.backends.block.qcow2_block import Qcow2Block
-from ringfence.backends.block.qcow2_create import create_overlay_file, write_empty
-from ringfence.backends.block.qcow2_format import Header, read_header
 from ringfence.backends.block.raw import QCOW_MAGIC, RawBlock
 from ringfence.core.errors import ImageError, UserError
+from ringfence.core.late import LateModule
+
+if TYPE_CHECKING:
+    from ringfence.backends.block import qcow2_block, qcow2_create, qcow2_format
+else:  # many machines have raw images only
+    qcow2_block = LateModule("ringfence.backends.block.qcow2_block")
+    qcow2_create = LateModule("ringfence.backends.block.qcow2_create")
+    qcow2_format = LateModule("ringfence.backends.block.qcow2_format")
 
 FORMATS = ("raw", "qcow2")
 _MAX_CHAIN = 64
@@ -42,8 +48,8 @@ def temporary_overlay(base_path: str | os.PathLike[str], format: str | None = No
     try:
         file = HostFile.temporary(directory)
         try:
-            write_empty(file, max(base.size_bytes, 512))
-            return Qcow2Block(file, read_header(file), base)
+            qcow2_create.write_empty(file, max(base.size_bytes, 512))
+            return qcow2_block.Qcow2Block(file, qcow2_format.read_header(file), base)
         except BaseException:
             file.close()
             raise
@@ -62,7 +68,7 @@ def create_overlay(
     backing = _open(backing_path, True, backing_format, [])
     backing_bytes = backing.size_bytes
     backing.close()
-    create_overlay_file(path, backing_path, backing_format, backing_bytes if size_bytes is None else size_bytes)
+    qcow2_create.create_overlay_file(path, backing_path, backing_format, backing_bytes if size_bytes is None else size_bytes)
 
 
 def _open(path: str | os.PathLike[str], readonly: bool, format: str | None, chain: list[tuple[int, int]]) -> Block:
@@ -76,10 +82,10 @@ def _open(path: str | os.PathLike[str], readonly: bool, format: str | None, chai
             raise ImageError(f"More than {_MAX_CHAIN} disk images back one another.", "Merge them with qemu-img convert.")
         if format == "raw" or (format is None and file.read(0, 4) != QCOW_MAGIC):
             return RawBlock(file, readonly, guard_probe=format is None)
-        header = read_header(file)
+        header = qcow2_format.read_header(file)
         backing = _open_backing(file, header, [*chain, file.identity])
         try:
-            return Qcow2Block(file, header, backing)
+            return qcow2_block.Qcow2Block(file, header, backing)
         except BaseException:
             if backing is not None:
                 backing.close()
@@ -95,7 +101,7 @@ def _open(path: str | os.PathLike[str], readonly: bool, format: str | None, chai
         raise
 
 
-def _open_backing(file: HostFile, header: Header, chain: list[tuple[int, int]]) -> Block | None:
+def _open_backing(file: HostFile, header: qcow2_format.Header, chain: list[tuple[int, int]]) -> Block | None:
     name = header.backing_name
     if name is None:
         return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Sequence
 
 from ringfence.backends.api import Block
 from ringfence.backends.block.compression import Decompressor
@@ -77,6 +78,23 @@ class Qcow2Block:
         check_range(offset, len(buffer), self.size_bytes)
         self._read(offset, buffer)
 
+    def read_vector(self, offset: int, buffers: Sequence[memoryview], wait: bool = True) -> bool:
+        total = sum(map(len, buffers))
+        check_range(offset, total, self.size_bytes)
+        cluster, within = divmod(offset, self._cluster_bytes)
+        kind, host, count = self._mapping.lookup(cluster, -(-(within + total) // self._cluster_bytes))
+        if (kind is Kind.DATA or kind is Kind.SHARED) and total <= count * self._cluster_bytes - within:
+            return self._file.read_into_vector(host + within, buffers, total, wait)
+        if not wait and kind is Kind.COMPRESSED:
+            return False
+        data = memoryview(bytearray(total))  # pieces need not be whole sectors
+        self._read(offset, data)
+        at = 0
+        for buffer in buffers:
+            buffer[:] = data[at : at + len(buffer)]
+            at += len(buffer)
+        return True
+
     def _read(self, offset: int, buffer: memoryview) -> None:
         done, total, cluster_bytes = 0, len(buffer), self._cluster_bytes
         while done < total:
@@ -118,6 +136,17 @@ class Qcow2Block:
                 done += span
             else:
                 done += self._write_new(cluster, count, within, data[done:])
+
+    def write_vector(self, offset: int, parts: Sequence[memoryview]) -> None:
+        total = sum(map(len, parts))
+        self._check_write(offset, total)
+        cluster, within = divmod(offset, self._cluster_bytes)
+        kind, host, count = self._mapping.lookup(cluster, -(-(within + total) // self._cluster_bytes))
+        whole = kind is Kind.DATA and total <= count * self._cluster_bytes - within
+        if whole and self._refcounts.exclusive(host >> self._header.cluster_bits, count):
+            self._file.write_vector(host + within, parts, total)
+        else:
+            self.write(offset, memoryview(b"".join(parts)))
 
     def _write_new(self, cluster: int, count: int, within: int, data: memoryview) -> int:
         """Puts data into new clusters, completed with what the guest's clusters held before.  Returns how much was written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from ringfence.backends.block.hostfile import HostFile
 
@@ -40,6 +41,19 @@ class RawBlock:
         if offset == 0 and self._guard_probe and bytes(data[:4]) == QCOW_MAGIC:
             raise OSError(errno.EPERM, "the guest may not turn a probed raw disk into another format; give format=raw to allow it")
         self._file.write(offset, data)
+
+    def read_vector(self, offset: int, buffers: Sequence[memoryview], wait: bool = True) -> bool:
+        total = sum(map(len, buffers))
+        check_range(offset, total, self.size_bytes)
+        return self._file.read_into_vector(offset, buffers, total, wait)
+
+    def write_vector(self, offset: int, parts: Sequence[memoryview]) -> None:
+        if offset == 0 and self._guard_probe:
+            self.write(0, memoryview(b"".join(parts)))
+            return
+        total = sum(map(len, parts))
+        self._check_write(offset, total)
+        self._file.write_vector(offset, parts, total)
 
     def flush(self) -> None:
         if not self.readonly:

@@ -12,15 +12,19 @@ import os
 import select
 import termios
 import threading
+import time
 import tty
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from ringfence.backends.char.fd_thread import FdThread
+from ringfence.backends.terminal_fd import open_writer
 
 ESCAPE = 0x1D  # Ctrl-]
 _HELP = b"\r\n[Ctrl-] q: stop the machine and leave;  Ctrl-] Ctrl-]: send Ctrl-] to the guest;  Ctrl-] ?: this help]\r\n"
 _DEFAULT_SIZE = (80, 24)
+_NO_ROOM_S = 0.01  # where poll(2) promises more than there is
 
 
 class StdioConsole:
@@ -33,7 +37,10 @@ class StdioConsole:
     def __init__(self, on_quit: Callable[[], None], input_fd: int = 0, output_fd: int = 1) -> None:
         self._on_quit = on_quit
         self._in = input_fd
-        self._out = output_fd
+        self._out = self._writer = output_fd
+        if (own := open_writer(output_fd)) is not None:
+            self._writer = own
+            weakref.finalize(self, os.close, own)  # no sooner: `close` does not wait for a writer
         self.on_resize: Callable[[int, int], None] | None = None
         self._terminal = os.isatty(input_fd)
         self._saved: list[Any] | None = None
@@ -72,15 +79,15 @@ class StdioConsole:
         """Waits while the terminal or pipe is full, but not longer than until `close`."""
         view = memoryview(data)
         poll = select.poll()
-        poll.register(self._out, select.POLLOUT)
+        poll.register(self._writer, select.POLLOUT)
         while view and not self._closed and not self._deaf:
             if not poll.poll(100):
                 continue
             try:
                 # a pipe that is ready takes this much without blocking
-                view = view[os.write(self._out, view[: select.PIPE_BUF]) :]
+                view = view[os.write(self._writer, view[: select.PIPE_BUF]) :]
             except BlockingIOError:
-                continue
+                time.sleep(_NO_ROOM_S)
             except OSError as error:
                 if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENOSPC):
                     raise

@@ -1,7 +1,7 @@
 """Requests of the block device: taken apart, checked, performed.  OASIS VIRTIO 1.2, section 5.2.6.
 
-    readable   le32 type, le32 reserved, le64 sector; then data to write, or discard segments
-    writable   data read; the last byte is the status
+readable   le32 type, le32 reserved, le64 sector; then data to write, or discard segments
+writable   data read; the last byte is the status
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ class VirtioDevice(Device):
     device_id: ClassVar[int]
     pci_class_code: ClassVar[int] = 0xFF0000
     queue_sizes: ClassVar[tuple[int, ...]]
+    msix_vectors: ClassVar[int] = 0
+    """How many a PCI transport offers; 0 for one a queue and one more."""
 
     def __init__(self, name: str, features: int = 0, config_bytes: int = 0) -> None:
         self.name = name

@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 from ringfence.bus.irq import IrqPin, MsiSink
-from ringfence.bus.msix import MAX_VECTORS, Msix
+from ringfence.bus.msix import Msix
 from ringfence.bus.pci import BarKind, PciFunction, PciState
 from ringfence.core.errors import SnapshotError
 from ringfence.core.state import Field, State
@@ -25,6 +25,7 @@ VENDOR_ID = 0x1AF4
 FIRST_DEVICE_ID = 0x1040
 FIRST_SUBSYSTEM_ID = 0x40  # 4.1.2.1: 0x40 and above tells legacy drivers to keep off
 NO_VECTOR = 0xFFFF
+MAX_QUEUES = 128
 ISR_QUEUE, ISR_CONFIG = 1, 2
 
 VIRTIO_BAR, MSIX_BAR = 0, 2
@@ -46,15 +47,15 @@ class VirtioPciState(State):
     driver_feature_select = Field(32)
     queue_select = Field(16)
     config_vector = Field(16, reset=NO_VECTOR, doc="config_msix_vector")
-    queue_vectors = Field(16, count=MAX_VECTORS, reset=NO_VECTOR, doc="queue_msix_vector of each queue")
+    queue_vectors = Field(16, count=MAX_QUEUES, reset=NO_VECTOR, doc="queue_msix_vector of each queue")
     isr = Field(2, doc="ISR status: bit 0 queue, bit 1 configuration change")
 
 
 class VirtioPci(PciFunction, Device):
     """Carries `device`; goes into a `PciBus`.  Its saved state includes the device's.
 
-    Interrupts are MSI-X messages to `msi` while the guest enables MSI-X (one vector a queue and one for configuration
-    changes), INTA# on `irq` otherwise.
+    Interrupts are MSI-X messages to `msi` while the guest enables MSI-X (one vector a queue, or as
+    many as the device wants, and one for configuration changes), INTA# on `irq` otherwise.
     """
 
     state: PciState
@@ -74,7 +75,7 @@ class VirtioPci(PciFunction, Device):
         self.transport = VirtioPciState()
         device.attach(memory, self)
         self.add_bar(VIRTIO_BAR, VIRTIO_BAR_BYTES, self, BarKind.MEM64)
-        self.msix = Msix(self, len(device.queues) + 1, MSIX_BAR, msi)
+        self.msix = Msix(self, device.msix_vectors or len(device.queues) + 1, MSIX_BAR, msi)
         self.on_config_write(self.msix.control_offset, 1, self._drive)
         self._add_structure(CFG_COMMON, COMMON, _COMMON_CFG.size)
         self._add_structure(CFG_ISR, ISR, 1)
@@ -189,10 +190,10 @@ class VirtioPci(PciFunction, Device):
                 self.transport.queue_vectors[self.transport.queue_select] = value if value < self.msix.vectors else NO_VECTOR
             case 28, 2 if value == 1:
                 self.device.enable_queue(queue)
-            case (32 | 40 | 48), 8:
+            case ((32 | 40 | 48), 8):
                 queue.set_address(_QUEUE_ADDRESSES[offset], 0, value & 0xFFFFFFFF)
                 queue.set_address(_QUEUE_ADDRESSES[offset], 32, value >> 32)
-            case (32 | 36 | 40 | 44 | 48 | 52), 4:
+            case ((32 | 36 | 40 | 44 | 48 | 52), 4):
                 queue.set_address(_QUEUE_ADDRESSES[offset & ~4], 32 if offset & 4 else 0, value)
 
     # -- 4.1.4.9: the window in configuration space through which firmware reaches BAR 0 ------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 
 from ringfence.core.errors import GuestMemoryError, RingfenceError
 from ringfence.core.state import Field, State
-from ringfence.memory.guest_memory import GuestMemory
+from ringfence.memory.guest_memory import GuestMemory, Region
 
 DESC_NEXT, DESC_WRITE, DESC_INDIRECT = 1, 2, 4
 DESC_BYTES = 16
@@ -78,6 +78,7 @@ class Virtqueue(State):
         self.max_size = max_size
         self._desc = memoryview(b"")
         self._avail = memoryview(b"").cast("H")
+        self._used: tuple[Region, int, memoryview] | None = None  # where the device area lies: region, offset, the region's bytes
         self._barrier = Lock()
         super().__init__()
 
@@ -117,9 +118,10 @@ class Virtqueue(State):
         try:
             self._desc = self._memory.view(self.desc_addr, DESC_BYTES * size)
             self._avail = self._memory.view(self.driver_addr, 6 + 2 * size).cast("H")
-            self._memory.view(self.device_addr, 6 + 8 * size)
+            region, offset = self._memory.locate(self.device_addr, 6 + 8 * size, write=True)
         except GuestMemoryError as error:
             raise VirtqueueError(f"a ring is outside of RAM: {error}") from error
+        self._used = region, offset, region.view
 
     # -- available ring -------------------------------------------------------------------------------------------
 
@@ -129,27 +131,37 @@ class Virtqueue(State):
 
     def pop(self) -> Chain | None:
         """The next request, or None when the driver has offered no more."""
+        head = self.next_head()
+        return None if head < 0 else self.chain(head)
+
+    def next_head(self) -> int:
+        """The descriptor at which the next request begins, or -1 when the driver has offered no more."""
         last = self.last_avail
         waiting = self._avail_entry(1) - last & 0xFFFF
         if not waiting:
-            return None
+            return -1
         size = self.size
         if waiting > size:
             raise VirtqueueError(f"the available index is {waiting} ahead in a queue of {size}")
         head = self._avail_entry(2 + (last & size - 1))
         if head >= size:
             raise VirtqueueError(f"descriptor {head} in a queue of {size}")
-        chain = self._walk(head)
         self.last_avail = last + 1 & 0xFFFF
-        return chain
+        return head
 
-    def _walk(self, head: int) -> Chain:
+    def descriptor(self, index: int) -> tuple[int, int, int, int]:
+        """Address, size, flags and follower of an entry of the queue's own table."""
+        return _DESC.unpack_from(self._desc, DESC_BYTES * index)
+
+    def chain(self, head: int) -> Chain:
+        """The request that begins at descriptor `head`."""
         readable: list[GuestRange] = []
         writable: list[GuestRange] = []
         table, entries, index, steps = self._desc, self.size, head, 0
-        regions = self._memory.regions
+        pieces, low, high = self._memory.pieces, self._memory.main.base, self._memory.main.end
+        unpack, most = _DESC.unpack_from, self.max_size
         while True:
-            addr, size, flags, following = _DESC.unpack_from(table, DESC_BYTES * index)
+            addr, size, flags, following = unpack(table, DESC_BYTES * index)
             if flags & DESC_INDIRECT:
                 # 2.7.5.3.1: only the last of a chain, not nested, whole entries
                 if not self.indirect or table is not self._desc or flags & DESC_NEXT or not size or size % DESC_BYTES:
@@ -161,14 +173,11 @@ class Virtqueue(State):
                 entries, index = size // DESC_BYTES, 0
                 continue
             steps += 1
-            if steps > self.max_size:
+            if steps > most:
                 raise VirtqueueError(f"a chain of more than {self.max_size} descriptors, or a loop")
             if size:
                 end = addr + size
-                for region in regions:
-                    if region.base <= addr and end <= region.end:
-                        break
-                else:
+                if not (low <= addr and end <= high) and not any(p.base <= addr and end <= p.end for p in pieces):
                     raise VirtqueueError(f"a buffer at {addr:#x}+{size:#x} is outside of RAM")
                 if flags & DESC_WRITE:
                     writable.append((addr, size))
@@ -185,7 +194,7 @@ class Virtqueue(State):
     def rearm(self) -> bool:
         """Asks the driver for a notification of the next request; True when one came in meanwhile (then go on popping)."""
         if self.event_idx:
-            self._memory.write(self.device_addr + 4 + 8 * self.size, _U16.pack(self.last_avail))
+            self._put(_U16, 4 + 8 * self.size, self.last_avail)
             # The store above must be seen before the index is read again (2.7.13.3): a lock is a full barrier.
             with self._barrier:
                 pass
@@ -203,10 +212,22 @@ class Virtqueue(State):
 
     def push(self, chain: Chain, written_bytes: int) -> None:
         """Hands a request back; `written_bytes` of its writable buffers were filled, from their start."""
-        index, base = self.used_index, self.device_addr
-        self._memory.write(base + 4 + 8 * (index & self.size - 1), _USED_ELEMENT.pack(chain.head, written_bytes))
+        self.push_head(chain.head, written_bytes)
+
+    def push_head(self, head: int, written_bytes: int) -> None:
+        """The same by the descriptor at which the request began."""
+        index = self.used_index
+        self._put(_USED_ELEMENT, 4 + 8 * (index & self.size - 1), head, written_bytes)
         self.used_index = index = index + 1 & 0xFFFF
-        self._memory.write(base + 2, _U16.pack(index))
+        self._put(_U16, 2, index)
+
+    def _put(self, form: struct.Struct, at: int, *values: int) -> None:
+        """Writes into the device area."""
+        if self._used is None:
+            raise VirtqueueError("the queue has no rings")
+        region, offset, view = self._used
+        form.pack_into(view, offset + at, *values)
+        self._memory.wrote(region, offset + at, form.size)
 
     def must_notify(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last call (2.7.7, 2.7.10)."""

@@ -1,22 +1,27 @@
 """What an instruction body sees: operands, registers, flags and effects.
 
-    @insn("adc")
-    def adc(i):
-        a = i[0].get(rmw=True); b = i[1].get(); r = a + b + i.f.cf().zext(i.size)
-        i[0].set(r); i.f.adc(a, b, r)
+@insn("adc")
+def adc(i):
+    a = i[0].get(rmw=True); b = i[1].get(); r = a + b + i.f.cf().zext(i.size)
+    i[0].set(r); i.f.adc(a, b, r)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from ringfence.ir.value import Trace, Value
 from ringfence.isa.x86.flags import Flags
-
-DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, MF, AC, MC, XM = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18, 19)
-DEFER = 0x100  # not a vector: see Context.defer_if
+from ringfence.isa.x86.modes import FLAT, LONG, is_real, stack_bits
+from ringfence.isa.x86.vectors import (
+    DEFER,
+    GP,
+    SS,
+)
 
 
 class MemForm(NamedTuple):
@@ -27,9 +32,11 @@ class MemForm(NamedTuple):
     scale: int = 0  # log2
     disp: bool = False
     rip: bool = False  # RIP-relative: disp counts from the page of the instruction
-    segment: str | None = None  # "fs" or "gs"
+    segment: str | None = None  # what is added to the offset; None: nothing
     address32: bool = False
     base_is_rsp: bool = False
+    address16: bool = False
+    limit: bool = False  # the segment's limit and type are checked, and the sum has 32 bits: outside of 64-bit mode
 
 
 class Form(NamedTuple):
@@ -42,7 +49,7 @@ class Form(NamedTuple):
     mem: MemForm = MemForm()
     imms: tuple[int | None, ...] = ()  # per operand: an immediate whose value is part of the form
     lock: bool = False
-    mode: int = 64
+    mode: int = 64  # see modes.py; 64 as well where the body does not depend on it
 
 
 class Operand:
@@ -59,8 +66,13 @@ class Operand:
         """Writes it (where `when` is 1)."""
         raise TypeError(f"a {self.kind} operand cannot be set")
 
-    def address(self) -> Value:
+    def address(self, write: bool = False) -> Value:
         """The linear address of a memory operand."""
+        raise TypeError(f"a {self.kind} operand has no address")
+
+    def address_beyond(self, offset: Value | int, write: bool = False, size_bytes: int = 0) -> Value:
+        """The linear address of the part `offset` bytes further on, `size_bytes` long or as long as the whole; the sum wraps
+        as the address size has it."""
         raise TypeError(f"a {self.kind} operand has no address")
 
 
@@ -141,6 +153,7 @@ class Memory(Operand):
         self.form = form
         self.aligned = aligned
         self._address: Value | None = None
+        self._may_write = False
         self._window: Value | None = None
 
     def effective(self, beyond: Value | None = None) -> Value:
@@ -160,22 +173,28 @@ class Memory(Operand):
         total = parts[0]
         for part in parts[1:]:
             total = total + part
+        if f.address16:
+            return total & 0xFFFF
         return total.trunc(32).zext(64) if f.address32 else total
 
-    def address(self) -> Value:
-        if self._address is None:
-            self._address = self._linear(self.effective())
+    def address(self, write: bool = False) -> Value:
+        """`write`: it will be written as well, or only."""
+        if self._address is None or (write and not self._may_write):
+            self._address = self._linear(self.effective(), write)
+            self._may_write = write
         return self._address
 
-    def address_beyond(self, offset: Value) -> Value:
-        """The linear address `offset` bytes further on; the sum wraps as the address size has it."""
-        return self._linear(self.effective(offset))
+    def address_beyond(self, offset: Value | int, write: bool = False, size_bytes: int = 0) -> Value:
+        return self._linear(self.effective(self.i.trace.value(offset, 64)), write, size_bytes)
 
-    def _linear(self, effective: Value) -> Value:
-        return effective + self.i.get(f"{self.form.segment}_base") if self.form.segment else effective
+    def _linear(self, effective: Value, write: bool, size_bytes: int = 0) -> Value:
+        f = self.form
+        if f.segment and f.limit:
+            return self.i.linear(f.segment, effective, size_bytes or max(self.w // 8, 1), write)
+        return effective + self.i.get(f"{f.segment}_base") if f.segment else effective
 
     def get(self, rmw: bool = False) -> Value:
-        value = self.i.load(self.address(), self.w, write=rmw, aligned=self.aligned)
+        value = self.i.load(self.address(rmw), self.w, write=rmw, aligned=self.aligned)
         if rmw:
             self._window = value
         return value
@@ -190,9 +209,9 @@ class Memory(Operand):
                 raise TypeError("a conditional store needs get(rmw=True) first")
             value = when.select(value, self._window)
         if self._window is not None:
-            self.i.trace.emit("store", 0, [self.address(), value], window=self._window.id)
+            self.i.trace.emit("store", 0, [self.address(True), value], window=self._window.id)
         else:
-            self.i.store(self.address(), value, aligned=self.aligned)
+            self.i.store(self.address(True), value, aligned=self.aligned)
 
 
 class Immediate(Operand):
@@ -215,9 +234,14 @@ class Immediate(Operand):
 class Context:
     """`i`: one instruction form being traced."""
 
-    def __init__(self, form: Form, *, lazy: bool = False, kind_in: int = 0, carry_live: bool = True, flags_live: bool = True) -> None:
+    def __init__(
+        self, form: Form, *, lazy: bool = False, kind_in: int = 0, carry_live: bool = True, flags_live: bool = True, precise: bool = False
+    ) -> None:
+        """`precise`: segment checks raise what the manual says; otherwise they defer, and somebody precise looks again."""
         self.trace = Trace()
         self.form = form
+        self.mode_matters = False
+        self._precise = precise
         self.size = form.size
         self.lock = form.lock
         self.f = Flags(self, lazy, kind_in, carry_live, flags_live)
@@ -253,6 +277,98 @@ class Context:
         if value is None:
             raise TypeError("this immediate is not part of the form")
         return value
+
+    # ---- mode
+    @property
+    def mode(self) -> int:
+        """What modes.py lists.  A body that asks gets a form for each mode."""
+        self.mode_matters = True
+        return self.form.mode
+
+    @property
+    def long(self) -> bool:
+        """64-bit mode."""
+        return self.mode == LONG
+
+    @property
+    def real(self) -> bool:
+        """Real-address or virtual-8086 mode."""
+        return is_real(self.mode)
+
+    # ---- segments outside of 64-bit mode
+    def linear(self, segment: str, offset: Value, size_bytes: int, write: bool) -> Value:
+        """The linear address of `offset` (64 bits wide), checked against limit and type (SDM 3A 5.3, 5.5)."""
+        end = offset + (size_bytes - 1)
+        if self._precise:
+            self._check_segment(segment, offset, end, write)
+        else:
+            self.defer_if(self.get(f"{segment}_wlimit" if write else f"{segment}_rlimit").slt(end))
+        return (offset + self.get(f"{segment}_base")) & 0xFFFFFFFF
+
+    def implicit(self, offset: Value, size_bytes: int, write: bool) -> Value:
+        """The linear address of an operand that the assembler does not write down: the address size and segment of `form.mem`."""
+        mem = self.form.mem
+        offset = offset & (0xFFFF if mem.address16 else 0xFFFFFFFF if mem.address32 else (1 << 64) - 1)
+        if mem.segment and mem.limit:
+            return self.linear(mem.segment, offset, size_bytes, write)
+        return offset + self.get(f"{mem.segment}_base") if mem.segment else offset
+
+    def _check_segment(self, segment: str, offset: Value, end: Value, write: bool) -> None:
+        attr, limit = self.get(f"{segment}_attr", 16), self.get(f"{segment}_limit", 32).zext(64)
+        vector = SS if segment == "ss" else GP
+        protected = self.get("cr0").bit(0) & ~self.get("rflags_sys").bit(17)
+        code, allowed = attr.bit(3), attr.bit(1)
+        bad = code | ~allowed if write else code & ~allowed
+        self.fault_if(protected & (~attr.bit(7) | ~attr.bit(4) | bad), vector)
+        down = protected & ~code & attr.bit(2)
+        top = attr.bit(10).select(self.const(0xFFFFFFFF, 64), 0xFFFF)
+        self.fault_if(down.select(offset.ule(limit) | top.ult(end), limit.ult(end)), vector)
+
+    def sp(self) -> Value:
+        """The stack pointer, as wide as the stack has it, extended to 64 bits."""
+        w = stack_bits(self.mode)
+        return self.get("rsp") if w == 64 else self.get("rsp", w).zext(64)
+
+    def bp(self) -> Value:
+        """The same of the frame pointer."""
+        w = stack_bits(self.mode)
+        return self.get("rbp") if w == 64 else self.get("rbp", w).zext(64)
+
+    def wrap_sp(self, value: Value) -> Value:
+        """`value` modulo the stack's size."""
+        w = stack_bits(self.mode)
+        return value if w == 64 else value & (1 << w) - 1
+
+    def put_sp(self, value: Value) -> None:
+        w = stack_bits(self.mode)
+        self.put("rsp", value.trunc(16) if w == 16 else self.wrap_sp(value))
+
+    def stack(self, sp: Value, size_bytes: int, write: bool = False) -> Value:
+        """The linear address of `size_bytes` at stack offset `sp`."""
+        sp = self.wrap_sp(sp)
+        return sp if self.mode in (LONG, FLAT) else self.linear("ss", sp, size_bytes, write)
+
+    def next_ip(self) -> Value:
+        """The offset within CS of the following instruction, 64 bits wide."""
+        return self.ip_of(self.next_rip())
+
+    def ip_of(self, linear: Value) -> Value:
+        """The offset within CS of a linear address."""
+        if self.mode == LONG:
+            return linear
+        return (linear if self.mode == FLAT else linear - self.get("cs_base")) & 0xFFFFFFFF
+
+    def code_address(self, ip: Value) -> Value:
+        """The linear address of an offset within CS (64 bits wide)."""
+        if self.mode == LONG:
+            return ip
+        return (ip if self.mode == FLAT else ip + self.get("cs_base")) & 0xFFFFFFFF
+
+    def near_target(self, ip: Value) -> Value:
+        """The linear address of a near branch's target, which must be within the limit of CS (SDM 2 JMP)."""
+        if self.mode not in (LONG, FLAT):
+            self.fault_if(self.get("cs_limit", 32).zext(64).ult(ip), GP)
+        return self.code_address(ip)
 
     # ---- state
     def get(self, field: str, w: int = 64, low: int = 0) -> Value:
@@ -322,7 +438,7 @@ class Context:
         return self.trace.choose(condition, then, other)
 
     def jump(self, target: Value) -> None:
-        """Ends the body: go on at this RIP."""
+        """Ends the body: go on at this linear address (see `code_address`)."""
         self.trace.emit("jump", 0, [target])
 
     def taken(self, condition: Value) -> None:
@@ -334,7 +450,7 @@ class Context:
         self.trace.emit("exit", 0, list(values), kind=kind)
 
     def next_rip(self) -> Value:
-        """The address of the following instruction."""
+        """The linear address of the following instruction."""
         return self.get("vpage") + self.trace.emit("imm", 64, [], slot="next")
 
     def fp(self, op: str, fmt: str, w: int, *values: Value) -> Value:
@@ -363,7 +479,53 @@ class Instruction(NamedTuple):
     restart: str | None
 
 
-INSTRUCTIONS: dict[str, Instruction] = {}
+_MODULES = (
+    *("integer", "control", "strings", "system", "transfers", "delivery", "legacy", "early"),
+    *("sse_move", "sse_int", "sse_float", "sse_string", "mmx", "x87", "x87_functions", "fpu_state"),
+)
+
+
+class _Bodies(dict[str, Instruction]):
+    """Bodies by mnemonic.  Their modules are loaded one by one until what is looked for is there; `bodies` loads them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = list(reversed(_MODULES))
+        self._loading = threading.RLock()
+
+    def has(self, name: str) -> bool:
+        """Whether it has been loaded."""
+        return super().__contains__(name)
+
+    def load(self, name: str = "") -> None:
+        """Loads what is needed to find this name; without one, everything."""
+        with self._loading:
+            while self._left and not self.has(name):
+                import_module(f"ringfence.isa.x86.{self._left.pop()}")
+
+    def __contains__(self, name: object) -> bool:
+        if not super().__contains__(name):
+            self.load(str(name))
+        return super().__contains__(name)
+
+    def __missing__(self, name: str) -> Instruction:
+        if name in self:
+            return self[name]
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name, default) if name in self else default
+
+    def __iter__(self) -> Iterator[str]:
+        self.load()
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.load()
+        return super().items()
+
+
+INSTRUCTIONS = _Bodies()
 
 
 def insn(*names: str, undefined: str = "", restart: str | None = None) -> Callable[[Body], Body]:
@@ -371,7 +533,7 @@ def insn(*names: str, undefined: str = "", restart: str | None = None) -> Callab
 
     def register(body: Body) -> Body:
         for name in names:
-            if name in INSTRUCTIONS:
+            if INSTRUCTIONS.has(name):
                 raise ValueError(f"{name} has two bodies")
             INSTRUCTIONS[name] = Instruction(name, body, undefined, restart)
         return body

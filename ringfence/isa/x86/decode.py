@@ -7,12 +7,16 @@ allowed (iced checks that), instructions above the CPU model's feature level.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import iced_x86 as iced
 from iced_x86 import Code, Mnemonic, OpKind, Register
 
 from ringfence.isa.x86.context import INSTRUCTIONS, Form, MemForm
+from ringfence.isa.x86.early_encodings import rewrite
+from ringfence.isa.x86.models import DEFAULT, CpuModel
+from ringfence.isa.x86.modes import FLAT, LONG, code_bits, is_real
 from ringfence.isa.x86.state import GPR
 
 MAX_INSTRUCTION_BYTES = 15
@@ -64,25 +68,6 @@ def _fill_registers() -> None:
 
 _fill_registers()
 
-# Feature levels that the models do not announce: their opcodes are #UD.
-_REFUSED_CPUID = frozenset(
-    v
-    for k, v in vars(iced.CpuidFeature).items()
-    if isinstance(v, int)
-    and k
-    in (
-        "AVX AVX2 FMA FMA4 F16C BMI1 BMI2 ADX RDRAND RDSEED XSAVE XSAVEOPT XSAVEC XSAVES SHA AES PCLMULQDQ VAES "
-        "VPCLMULQDQ MOVBE LZCNT TBM XOP LWP RTM HLE SGX "
-        "AVX512F AVX512VL AVX512BW AVX512DQ AVX512CD AVX512ER AVX512PF VMX SVM SMX MPX PKU CLFLUSHOPT CLWB RDPID "
-        "WAITPKG MOVDIRI MOVDIR64B ENQCMD "
-        "D3NOW D3NOWEXT SSE4A MONITORX CLZERO PREFETCHWT1 GFNI SERIALIZE UINTR KL WIDEKL INVPCID_ FSGSBASE_ RDPRU "
-        "CET_IBT_ CET_SS MSRLIST USER_MSR "
-        "AVX_VNNI AVX_IFMA AVX_NE_CONVERT AVX_VNNI_INT8 CMPCCXADD RAO_INT PTWRITE MCOMMIT SNP TDX PCONFIG HRESET "
-        "AMX_TILE AMX_INT8 AMX_BF16 "
-        "PADLOCK_ACE PADLOCK_PHE PADLOCK_PMM PADLOCK_RNG GEODE CL1INVMB"
-    ).split()
-)
-
 # Immediates whose value belongs to the form: they choose what the body does.
 _FORM_IMMEDIATES = frozenset(
     "pshufd pshufhw pshuflw pshufw shufps shufpd palignr roundss roundsd roundps roundpd insertps extractps blendps "
@@ -111,12 +96,12 @@ _IMMEDIATE_WIDTH = {
     OpKind.IMMEDIATE32TO64: 64,
 }
 _BRANCHES = frozenset((OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64))
-_STRING_KINDS = frozenset(
-    v for k, v in vars(OpKind).items() if isinstance(v, int) and (k.startswith(("MEMORY_SEG", "MEMORY_ES")))
-)
+_STRING_KINDS = frozenset(v for k, v in vars(OpKind).items() if isinstance(v, int) and (k.startswith(("MEMORY_SEG", "MEMORY_ES"))))
 # Legacy SSE instructions whose 128-bit memory operand need not be aligned.
 _UNALIGNED = frozenset("movups movupd movdqu lddqu pcmpistri pcmpistrm pcmpestri pcmpestrm pcmpestri64 pcmpestrm64".split())
-_RENAME = {"retf": "retf", "iretq": "iretq", "sal": "shl", "popfq": "popf", "pushfq": "pushf", "sysretq": "sysretq", "wait": "fwait"}
+_RENAME = {"sal": "shl", "popfq": "popf", "pushfq": "pushf", "popfd": "popf", "pushfd": "pushf", "wait": "fwait"}
+_RENAME |= {"pushad": "pusha", "popad": "popa"}
+_PROTECTED_ONLY = frozenset("ltr lldt str sldt lar lsl verr verw arpl".split())  # #UD in real-address and virtual-8086 mode
 _REGISTER_FORMS = {Code.MOV_R64_IMM64: "mov"}
 
 UNDEFINED = Form("ud", 64, ())
@@ -125,18 +110,37 @@ UNDEFINED = Form("ud", 64, ())
 _OPTIONS = iced.DecoderOptions.NO_MPFX_0FBC | iced.DecoderOptions.NO_MPFX_0FBD | iced.DecoderOptions.NO_WBNOINVD
 
 
-def decoder(raw: bytes, ip: int) -> iced.Decoder:
-    """iced's decoder, set to the CPU model's encodings."""
-    return iced.Decoder(64, raw, _OPTIONS, ip=ip)
+def decoder(raw: bytes, ip: int, mode: int = LONG, model: CpuModel = DEFAULT) -> iced.Decoder:
+    """iced's decoder, set to the CPU model's encodings; those before the 386 need `early_instruction`."""
+    return iced.Decoder(code_bits(mode), raw, _OPTIONS | model.decoder_options, ip=ip)
 
 
-def decode(raw: bytes | memoryview, ip: int) -> Decoded | None:
-    """The first instruction of `raw`, which lies at linear address `ip`.
+def early_instruction(raw: bytes, ip: int, mode: int, model: CpuModel) -> tuple[iced.Instruction, iced.ConstantOffsets] | None:
+    """The first instruction of `raw` on a CPU before the 386; None where it has none or its bytes are not all there."""
+    rewritten = rewrite(raw[:MAX_INSTRUCTION_BYTES], model)
+    if rewritten is None:
+        return None
+    code, at = rewritten
+    if code[at : at + 1] == b"\x0f" and not model.has_invalid_opcodes:
+        source = decoder(b"\x90", ip, mode)
+        offsets = source.get_constant_offsets(source.decode())  # none
+        insn = iced.Instruction.create_reg(Code.POPW_CS, Register.CS)
+        insn.len, insn.ip = at + 1, ip
+        return insn, offsets
+    source = decoder(code, ip, mode, model)
+    insn = source.decode()
+    return None if insn.code == Code.INVALID else (insn, source.get_constant_offsets(insn))
+
+
+def decode(raw: bytes | memoryview, ip: int, mode: int = LONG, model: CpuModel = DEFAULT) -> Decoded | None:
+    """The first instruction of `raw`, which lies at linear address `ip` and is executed in `mode` (modes.py).
 
     None when more bytes are needed (raw ends inside of the instruction).  An instruction that must raise #UD decodes to the
     body `ud`; one longer than 15 bytes to `gp`.
     """
-    source = decoder(bytes(raw[:MAX_INSTRUCTION_BYTES]), ip)
+    if model.generation < 386 and (found := early_instruction(bytes(raw), ip, mode, model)) is not None:
+        return describe(found[0], mode, model)
+    source = decoder(bytes(raw[:MAX_INSTRUCTION_BYTES]), ip, mode, model)
     insn = source.decode()
     if insn.code == Code.INVALID:
         if source.position >= MAX_INSTRUCTION_BYTES:  # no encoding ends within the limit: SDM 3A 6.15, #GP
@@ -144,20 +148,35 @@ def decode(raw: bytes | memoryview, ip: int) -> Decoded | None:
         if source.last_error == iced.DecoderError.NO_MORE_BYTES:
             return None
         return _undefined(ip, 1)
-    return describe(insn)
+    return describe(insn, mode, model) if model.generation >= 386 else _undefined(ip, 1)
 
 
 def _undefined(ip: int, length: int, text: str = "(bad)") -> Decoded:
     return Decoded(UNDEFINED, length, {}, {"next": (ip & 0xFFF) + length}, None, text)
 
 
-def describe(insn: iced.Instruction) -> Decoded:
+def branch_target(insn: iced.Instruction, mode: int) -> int:
+    """The linear address of a direct branch's target.  Where IP wraps is not looked at: the decoder does not know CS."""
+    if mode == LONG:
+        return int(insn.near_branch_target)
+    following = insn.ip + insn.len
+    step = insn.near_branch_target - following
+    if insn.op_kind(0) == OpKind.NEAR_BRANCH16:
+        if mode == FLAT:  # 66h in front: EIP is cut to 16 bits
+            return int(following + step & 0xFFFF)
+        step = (step + 0x8000 & 0xFFFF) - 0x8000
+    return int(following + step & 0xFFFFFFFF)
+
+
+def describe(insn: iced.Instruction, mode: int = LONG, model: CpuModel = DEFAULT) -> Decoded:
     """Names the body and slots of a decoded instruction."""
     text = MNEMONICS[insn.mnemonic]
-    if any(feature in _REFUSED_CPUID for feature in insn.cpuid_features()):
-        return _undefined(insn.ip, insn.len, text)
     name = _body_name(insn, text)
-    if name not in INSTRUCTIONS:
+    if model is not DEFAULT:
+        name = model.own_body(name, insn)
+    if model.refuses(insn) or name not in INSTRUCTIONS or (name in _PROTECTED_ONLY and is_real(mode)):
+        if not model.has_invalid_opcodes:  # nothing happens that a program could rely on
+            return Decoded(Form("nop", 64, ()), insn.len, {}, {"next": (insn.ip & 0xFFF) + insn.len}, None, text)
         return _undefined(insn.ip, insn.len, text)
     binds: dict[Any, tuple[Any, int]] = {}
     imms: dict[Any, int] = {"next": (insn.ip & 0xFFF) + insn.len}
@@ -180,21 +199,32 @@ def describe(insn: iced.Instruction) -> Decoded:
                     known.append(int(register[2:]))
                 continue
             letter, field, w, low = entry
+            w = 16 if name == "arpl" else w
             slot = len(operands)
             operands.append((letter, w, low if letter == "r" else 0))
             binds[slot] = (field, low)
         elif kind == OpKind.MEMORY:
             aligned = memory_bits == 128 and base_name not in _UNALIGNED and _is_sse(insn)
             operands.append(("m", memory_bits, int(aligned)))
-            mem = _memory_form(insn, binds, imms)
+            mem = _memory_form(insn, binds, imms, mode)
         elif kind in _BRANCHES:
-            target = insn.near_branch_target
-            mem = mem._replace(address32=insn.code in _ECX_LOOPS)
+            target = branch_target(insn, mode)
+            mem = mem._replace(address32=insn.code in _ECX_LOOPS, address16=insn.code in _CX_LOOPS)
+        elif kind in _FAR_POINTERS:
+            offset, w = (insn.far_branch16, 16) if kind == OpKind.FAR_BRANCH16 else (insn.far_branch32, 32)
+            operands += [("i", w, 0), ("i", 16, 0)]
+            imms[0], imms[1] = offset, insn.far_branch_selector
         elif kind in _STRING_KINDS:
             segment = _REGISTERS[insn.segment_prefix]
-            if segment in ("fs", "gs") and insn.op_kind(k) not in (OpKind.MEMORY_ESDI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESRDI):
-                mem = mem._replace(segment=segment)
-            mem = mem._replace(address32=insn.op_kind(k) in (OpKind.MEMORY_SEG_ESI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_SEG_EDI))
+            if kind in _ES_KINDS:
+                if mode not in (LONG, FLAT):
+                    mem = mem._replace(limit=True)
+            elif mode == LONG:
+                if segment in ("fs", "gs"):
+                    mem = mem._replace(segment=segment)
+            elif mode != FLAT or segment in ("cs", "fs", "gs"):
+                mem = mem._replace(segment=_REGISTERS[insn.memory_segment], limit=True)
+            mem = mem._replace(address32=kind in _STRING32, address16=kind in _STRING16)
         elif kind in _IMMEDIATE_WIDTH:
             w = _IMMEDIATE_WIDTH[kind]
             slot = len(operands)
@@ -207,7 +237,8 @@ def describe(insn: iced.Instruction) -> Decoded:
                 known.append(value)
         else:
             return _undefined(insn.ip, insn.len, text)
-    form = Form(name, _operand_size(insn, name, operands), tuple(operands), mem, tuple(known), insn.has_lock_prefix)
+    lock = insn.has_lock_prefix and model.generation >= 386  # any instruction had it before, and one CPU has nobody to lock out
+    form = Form(name, _operand_size(insn, name, operands, mode), tuple(operands), mem, tuple(known), lock, mode)
     return Decoded(form, insn.len, binds, imms, target, text, immediates)
 
 
@@ -233,6 +264,8 @@ def _body_name(insn: iced.Instruction, text: str) -> str:
         return "mov"
     if insn.is_jmp_far_indirect or insn.is_call_far_indirect:
         return f"{text} far"
+    if insn.is_jmp_far or insn.is_call_far:
+        return f"{text} ptr"
     if text in ("push", "pop") and registers and registers[0] in _SEGMENT_NAMES:
         return f"{text} {registers[0]}"
     if text in _STRING and not any(r.startswith("xmm") for r in registers):
@@ -249,7 +282,7 @@ def _body_name(insn: iced.Instruction, text: str) -> str:
     return _RENAME.get(text, text)
 
 
-def _memory_form(insn: iced.Instruction, binds: dict[Any, tuple[Any, int]], imms: dict[Any, int]) -> MemForm:
+def _memory_form(insn: iced.Instruction, binds: dict[Any, tuple[Any, int]], imms: dict[Any, int], mode: int) -> MemForm:
     base, index = insn.memory_base, insn.memory_index
     segment = _REGISTERS[insn.segment_prefix]
     rip = base in (Register.RIP, Register.EIP)
@@ -259,6 +292,17 @@ def _memory_form(insn: iced.Instruction, binds: dict[Any, tuple[Any, int]], imms
         or (index in _WIDTHS and _WIDTHS[index][2] == 32)
         or (not base and not index and insn.memory_displ_size == 4)  # 67h before a bare displacement
     )
+    address16 = (
+        (base in _WIDTHS and _WIDTHS[base][2] == 16)
+        or (index in _WIDTHS and _WIDTHS[index][2] == 16)
+        or (not base and not index and insn.memory_displ_size == 2)
+    )
+    if mode == LONG:
+        limit, segment_used = False, segment if segment in ("fs", "gs") else None
+    else:
+        effective = _REGISTERS[insn.memory_segment]
+        limit = mode != FLAT or effective in ("cs", "fs", "gs")
+        segment_used = effective if limit else None
     if base in _WIDTHS:
         binds["base"] = (_WIDTHS[base][1], 0)
     if index in _WIDTHS:
@@ -275,45 +319,46 @@ def _memory_form(insn: iced.Instruction, binds: dict[Any, tuple[Any, int]], imms
         scale=insn.memory_index_scale.bit_length() - 1 if index in _WIDTHS else 0,
         disp=has_displacement,
         rip=rip,
-        segment=segment if segment in ("fs", "gs") else None,
+        segment=segment_used,
         address32=address32,
         base_is_rsp=binds.get("base", ("", 0))[0] == "rsp",
+        address16=address16,
+        limit=limit,
     )
 
 
-def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, int, int]]) -> int:
+def _operand_size(insn: iced.Instruction, name: str, operands: list[tuple[str, int, int]], mode: int) -> int:
     stem = name.split()[-1]
     if stem in ("movs", "stos", "lods", "cmps", "scas", "ins", "outs"):
         return _STRING_WIDTH[MNEMONICS[insn.mnemonic][-1]]
     if stem in ("in", "out"):
         return next(w for kind, w, _ in (operands if stem == "in" else operands[1:]) if kind == "r")
-    if stem == "retf":
-        return _FAR_RETURNS[insn.code]
-    if stem in ("push", "pop", "pushf", "popf", "enter", "leave", "call", "ret", "jmp"):
-        return 16 if insn.code in _WORD_STACK or (operands and operands[0][1] == 16 and operands[0][0] in "rm") else 64
+    if name in _STACK_NAMES or name.split()[0] in ("push", "pop"):
+        return _stack_size(insn, operands, mode)
+    if stem in ("lgdt", "lidt", "sgdt", "sidt") and mode != LONG:
+        return 16 if _CODE_NAMES[insn.code].endswith("M1632_16") else 32
     return operands[0][1] if operands and operands[0][0] in "rmxy" else 64
 
 
-_FAR_RETURNS = {Code.RETFW: 16, Code.RETFW_IMM16: 16, Code.RETFD: 32, Code.RETFD_IMM16: 32, Code.RETFQ: 64, Code.RETFQ_IMM16: 64}
-_ECX_LOOPS = frozenset(v for k, v in vars(Code).items() if isinstance(v, int) and k.startswith("LOOP") and k.endswith("_64_ECX"))
-_WORD_STACK = frozenset(
-    v
-    for k, v in vars(Code).items()
-    if isinstance(v, int)
-    and k
-    in (
-        "PUSHFW",
-        "POPFW",
-        "PUSH_IMM16",
-        "PUSHW_IMM8",
-        "ENTERW_IMM16_IMM8",
-        "LEAVEW",
-        "PUSHW_FS",
-        "PUSHW_GS",
-        "POPW_FS",
-        "POPW_GS",
-        "IRETW",
-        "RETNW",
-        "RETNW_IMM16",
-    )
-)
+def _stack_size(insn: iced.Instruction, operands: list[tuple[str, int, int]], mode: int) -> int:
+    """Operand size of what pushes, pops, calls and returns."""
+    name = _CODE_NAMES[insn.code]
+    if found := _SIZED_STACK.match(name):
+        return {"W": 16, "D": 32, "Q": 64}[found[2]]
+    if operands and operands[0][0] in "rm" and insn.mnemonic in (Mnemonic.PUSH, Mnemonic.POP, Mnemonic.CALL, Mnemonic.JMP):
+        return operands[0][1]
+    if found := _REL.search(name):
+        return int(found[1]) if mode != LONG else 64
+    return {"PUSH_IMM16": 16}.get(name, code_bits(mode))
+
+
+_CODE_NAMES = {v: k for k, v in vars(Code).items() if isinstance(v, int)}
+_SIZED_STACK = re.compile(r"(PUSH|POP|PUSHF|POPF|PUSHA|POPA|ENTER|LEAVE|RETN|RETF|IRET)(W|D|Q)(_|$)")
+_REL = re.compile(r"_REL(?:8_|32_)?(16|32|64)(_|$)")
+_STACK_NAMES = frozenset("pushf popf pusha popa enter leave call jmp ret retf".split())
+_FAR_POINTERS = frozenset((OpKind.FAR_BRANCH16, OpKind.FAR_BRANCH32))
+_ES_KINDS = frozenset((OpKind.MEMORY_ESDI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESRDI))
+_STRING32 = frozenset((OpKind.MEMORY_SEG_ESI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_SEG_EDI))
+_STRING16 = frozenset((OpKind.MEMORY_SEG_SI, OpKind.MEMORY_ESDI, OpKind.MEMORY_SEG_DI))
+_ECX_LOOPS = frozenset(v for k, v in vars(Code).items() if isinstance(v, int) and k.startswith("LOOP") and k.endswith("_ECX"))
+_CX_LOOPS = frozenset(v for k, v in vars(Code).items() if isinstance(v, int) and k.startswith("LOOP") and k.endswith("_CX"))

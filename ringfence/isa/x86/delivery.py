@@ -1,21 +1,29 @@
-"""Interrupt and exception delivery, software interrupts, IRET and far transfers in long mode (SDM 3A 6.14, 5.8).
+"""Interrupt and exception delivery and software interrupts (SDM 3A 6.12, 6.14, 20.1.4, 20.3).
 
-`deliver` is the one body of delivery: traced into INT n and its relatives, and compiled as the native routine `deliver`
-that the engine calls for exceptions and external interrupts.
+    deliver_long        through the 64-bit gates of long mode, from 64-bit and compatibility mode
+    deliver_protected   through the 16- and 32-bit gates of protected mode; task gates are left to the engine's Python side
+    deliver_real        through the vectors of real-address mode
+    redirect            INT n in virtual-8086 mode, back to the program's own vectors
+
+Each is traced into INT n and its relatives, and compiled as a native routine that the engine calls for exceptions and
+external interrupts.
 """
 
 from __future__ import annotations
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import BP, DB, GP, NP, SS, TS, Context, insn
-from ringfence.isa.x86.control import canonical, interrupts_may_open
+from ringfence.isa.x86.context import Context, insn
+from ringfence.isa.x86.control import IOPL_ALL, canonical, iopl, virtual_8086
+from ringfence.isa.x86.gates import Frame, new_stack, push_frame
+from ringfence.isa.x86.segments import descriptor, descriptor_base, descriptor_limit, hidden, put_paragraph, put_segment
 from ringfence.isa.x86.state import REQUEST_MODE
-from ringfence.isa.x86.system import GUARDED, descriptor, put_segment, supervisor_only
+from ringfence.isa.x86.system import GUARDED
+from ringfence.isa.x86.vectors import BP, DB, GP, NP, OF, SOFT_INTERRUPT, SS, TS
 
 PUSHES_ERROR = 0x227D00  # vectors that push an error code: #DF #TS #NP #SS #GP #PF #AC #CP
 
 
-def deliver(i: Context, vector: Value, error: Value, *, soft: Value, has_error: Value, return_rip: Value, external: Value) -> None:
+def deliver_long(i: Context, vector: Value, error: Value, *, soft: Value, has_error: Value, return_rip: Value, external: Value) -> None:
     """Enters the handler of `vector` through its 64-bit gate.
 
     `soft`: by INT n, INT3, so the gate's DPL is checked; `external`: goes into the EXT bit of error codes.  Faults of
@@ -76,19 +84,150 @@ def deliver(i: Context, vector: Value, error: Value, *, soft: Value, has_error: 
     i.jump(target)
 
 
+def _clean(i: Context, kind: Value, error: Value, vector: Value) -> None:
+    """What every entry of a handler does: TF NT RF VM off, IF by the gate, no shadow; #DB lifts the guard."""
+    closed = i.const(0x34100, 64) | kind.bit(0).select(i.const(0, 64), i.const(0x200, 64))
+    i.put("rflags_sys", i.get("rflags_sys") & ~closed)
+    i.put("shadow_rip", i.const(1, 64))
+    with i.when(vector == DB):
+        i.put("dr7", i.get("dr7") & ~0x2000)
+        i.put("dr6", i.get("dr6") | (error & GUARDED).zext(64) << 13)
+
+
+def deliver_protected(i: Context, vector: Value, error: Value, *, soft: Value, has_error: Value, return_ip: Value, external: Value) -> None:
+    """Enters the handler of `vector` through its interrupt or trap gate (SDM 3A 6.12.1; from virtual-8086 mode 20.3.1)."""
+    wide, ext = vector.zext(64), external.zext(32)
+    gate_error = (vector.zext(32) << 3) | 2 | ext
+    v86 = virtual_8086(i)
+    i.fault_if(i.get("idtr_limit", 16).zext(64).ult((wide << 3) + 7), GP, gate_error)
+    gate = i.load(i.get("idtr_base") + (wide << 3), 64, system=True)
+    kind, cpl = gate.bits(40, 8) & 0x1F, i.get("cpl", 8)
+    i.fault_if((kind != 5) & ((kind & 0x16) != 6), GP, gate_error)
+    i.fault_if(soft & (gate.bits(45, 8) & 3).ult(cpl), GP, gate_error)
+    i.fault_if(~gate.bit(47), NP, gate_error)
+    i.defer_if(kind == 5)
+    big = kind.bit(3)
+    selector = gate.bits(16, 16)
+    i.fault_if((selector & 0xFFFC) == 0, GP, ext)
+    d, _, code_error = descriptor(i, selector, GP, ext)
+    code_error = code_error | ext
+    dpl = d.bits(45, 8) & 3
+    i.fault_if(((d.bits(43, 8) & 3) != 3) | cpl.ult(dpl), GP, code_error)
+    i.fault_if(~d.bit(47), NP, code_error)
+    new_cpl = d.bit(42).select(cpl, dpl)
+    i.fault_if(v86 & (new_cpl != 0), GP, code_error)
+    inner = new_cpl.ult(cpl)
+    target = big.select((gate & 0xFFFF) | (gate >> 32 & 0xFFFF0000), gate & 0xFFFF)
+    i.fault_if(descriptor_limit(d).zext(64).ult(target), GP, ext)
+    stack = new_stack(i, inner, new_cpl, ext)
+    image = i.f.image()
+    frame: Frame = [
+        (v86, (i.get("gs", 16), i.get("fs", 16), i.get("ds", 16), i.get("es", 16))),
+        (inner, (i.get("ss", 16), i.get("rsp", 32))),
+        (i.const(1, 1), (image.trunc(32), i.get("cs", 16), return_ip.trunc(32))),
+        (has_error, (error,)),
+    ]
+    count = i.const(3, 64) + has_error.zext(64) + inner.select(i.const(2, 64), 0) + v86.select(i.const(4, 64), 0)
+    push_frame(i, stack, big, frame, count, new_cpl, ext)
+    put_segment(i, "cs", (selector & 0xFFFC) | new_cpl.zext(16), d)
+    i.put("cpl", new_cpl)
+    with i.when(v86):
+        for name in ("es", "ds", "fs", "gs"):
+            i.put(name, i.const(0, 16))
+            hidden(i, name, i.const(0, 64), i.const(0, 32), i.const(0, 16))
+    _clean(i, kind, error, vector)
+    i.request(REQUEST_MODE)
+    i.jump((target + descriptor_base(d)) & 0xFFFFFFFF)
+
+
+def deliver_real(i: Context, vector: Value, *, return_ip: Value) -> None:
+    """Enters the handler whose far pointer is in the vector table (SDM 3A 20.1.4)."""
+    wide = vector.zext(64)
+    i.fault_if(i.get("idtr_limit", 16).zext(64).ult((wide << 2) + 3), GP)
+    entry = i.load((i.get("idtr_base") + (wide << 2)) & 0xFFFFFFFF, 32, system=True)
+    sp = i.get("rsp", 16).zext(64)
+    values = (i.f.image().trunc(16), i.get("cs", 16), return_ip.trunc(16))
+    places = [(i.get("ss_base") + ((sp - 2 * k) & 0xFFFF)) & 0xFFFFFFFF for k in (1, 2, 3)]
+    for place in places:
+        i.probe(place, 2)
+    for place, value in zip(places, values, strict=True):
+        i.store(place, value, safe=True)
+    i.put("rsp", (sp - 6).trunc(16))
+    selector = entry.bits(16, 16)
+    put_paragraph(i, "cs", selector)
+    i.put("rflags_sys", i.get("rflags_sys") & ~0x40300)  # IF, TF, AC
+    i.put("shadow_rip", i.const(1, 64))
+    with i.when(i.get("rflags_sys").bit(8)):
+        i.request(REQUEST_MODE)
+    i.jump((selector.zext(64) << 4) + (entry & 0xFFFF).zext(64))
+
+
+def redirect(i: Context, vector: Value, *, return_ip: Value) -> None:
+    """INT n in virtual-8086 mode under CR4.VME (SDM 3A 20.3.3, methods 5 and 6): through the program's own vector table, if the
+    TSS's redirection bit of the vector is 0; otherwise raises SOFT_INTERRUPT, and the rules without VME apply."""
+    base, tss_limit = i.get("tr_base"), i.get("tr_limit", 32).zext(64)
+    i.fault_if(tss_limit.ult(0x67), GP)
+    offset = i.load(base + 0x66, 16, system=True).zext(64) - 32 + (vector.zext(64) >> 3)
+    i.fault_if(tss_limit.ult(offset), GP)
+    bits = i.load(base + offset, 8, system=True)
+    i.fault_if((bits >> (vector & 7)).bit(0), SOFT_INTERRUPT)
+    entry = i.load(vector.zext(64) << 2, 32)
+    flags, image = i.get("rflags_sys"), i.f.image()
+    virtual = iopl(i) != 3
+    image = virtual.select((image & ~0x200) | IOPL_ALL | (flags >> 10 & 0x200), image)
+    sp = i.get("rsp", 16).zext(64)
+    places = [i.get("ss_base") + ((sp - 2 * k) & 0xFFFF) for k in (1, 2, 3)]
+    for place in places:
+        i.probe(place, 2)
+    for place, value in zip(places, (image.trunc(16), i.get("cs", 16), return_ip.trunc(16)), strict=True):
+        i.store(place, value, safe=True)
+    i.put("rsp", (sp - 6).trunc(16))
+    selector = entry.bits(16, 16)
+    put_paragraph(i, "cs", selector)
+    i.put("rflags_sys", flags & virtual.select(i.const(~(1 << 19 | 0x10100), 64), ~0x10300))  # VIF or IF, TF, RF
+    i.put("shadow_rip", i.const(1, 64))
+    with i.when(flags.bit(8)):
+        i.request(REQUEST_MODE)
+    i.jump((selector.zext(64) << 4) + (entry & 0xFFFF).zext(64))
+
+
+# The engine's delivery: exc_vector, exc_error and exc_pending say what; RIP is where execution will return.
 @insn("(deliver)")
 def deliver_pending(i: Context) -> None:
-    """The engine's delivery: exc_vector, exc_error and exc_pending say what; RIP is where execution will return."""
     pending = i.get("exc_pending", 8)
-    deliver(
+    deliver_long(
         i,
         i.get("exc_vector", 8),
         i.get("exc_error", 32),
         soft=pending.bit(1),
         has_error=pending.bit(0),
-        return_rip=i.get("rip"),
+        return_rip=i.get("cs_attr", 16).bit(9).select(i.get("rip"), (i.get("rip") - i.get("cs_base")) & 0xFFFFFFFF),
         external=~pending.bit(1),
     )
+
+
+@insn("(deliver protected)")
+def deliver_pending_protected(i: Context) -> None:
+    pending = i.get("exc_pending", 8)
+    deliver_protected(
+        i,
+        i.get("exc_vector", 8),
+        i.get("exc_error", 32),
+        soft=pending.bit(1),
+        has_error=pending.bit(0),
+        return_ip=(i.get("rip") - i.get("cs_base")) & 0xFFFFFFFF,
+        external=~pending.bit(1),
+    )
+
+
+@insn("(deliver real)")
+def deliver_pending_real(i: Context) -> None:
+    deliver_real(i, i.get("exc_vector", 8), return_ip=(i.get("rip") - i.get("cs_base")) & 0xFFFF)
+
+
+@insn("(redirect)")
+def redirect_pending(i: Context) -> None:
+    redirect(i, i.get("exc_vector", 8), return_ip=(i.get("rip") - i.get("cs_base")) & 0xFFFF)
 
 
 def _software_interrupt(name: str, vector: int | None) -> None:
@@ -96,158 +235,20 @@ def _software_interrupt(name: str, vector: int | None) -> None:
     def body(i: Context) -> None:
         number = i.const(vector, 8) if vector is not None else i[0].get()
         no = i.const(0, 1)
-        # INT1 (ICEBP) counts as a hardware event: no DPL check.
-        deliver(i, number, i.const(0, 32), soft=i.const(name != "int1", 1), has_error=no, return_rip=i.next_rip(), external=no)
+        if i.long:
+            # INT1 (ICEBP) counts as a hardware event: no DPL check.
+            soft = i.const(name != "int1", 1)
+            deliver_long(i, number, i.const(0, 32), soft=soft, has_error=no, return_rip=i.next_rip(), external=no)
+            return
+        # Elsewhere the gate's kind, the mode and virtual-8086 rules decide: the run time does it, as for exceptions.
+        i.fault(SOFT_INTERRUPT, number.zext(32) | {"int1": 0x100, "int": 0x200}.get(name, 0))
+
+
+@insn("into")
+def into(i: Context) -> None:
+    i.fault_if(i.f.of(), SOFT_INTERRUPT, OF)
 
 
 _software_interrupt("int", None)
 _software_interrupt("int3", BP)
 _software_interrupt("int1", DB)
-
-
-def _iret(name: str, w: int) -> None:
-    @insn(name)
-    def body(i: Context) -> None:
-        sp, n = i.get("rsp"), w // 8
-        ip, cs, image, new_sp, ss = (i.load(sp + n * k, w).zext(64) for k in range(5))
-        i.fault_if(i.get("rflags_sys").bit(14), GP)  # NT
-        cpl, rpl = i.get("cpl", 8), cs.trunc(8) & 3
-        d, _, error = descriptor(i, cs, GP)
-        i.fault_if(((d.bits(43, 8) & 3) != 3) | rpl.ult(cpl), GP, error)
-        dpl = d.bits(45, 8) & 3
-        i.fault_if(d.bit(42).select(rpl.ult(dpl), dpl != rpl), GP, error)
-        i.fault_if(~d.bit(47), NP, error)
-        long = d.bit(53)
-        null = (ss & 0xFFFC) == 0
-
-        def null_stack() -> Value:
-            i.fault_if((rpl == 3) | ~long | ((ss.trunc(8) & 3) != rpl), GP)
-            return i.const(0, 64)
-
-        def stack() -> Value:
-            s, _, ss_error = descriptor(i, ss, GP)
-            bad = ((ss.trunc(8) & 3) != rpl) | ~s.bit(44) | s.bit(43) | ~s.bit(41) | ((s.bits(45, 8) & 3) != rpl)
-            i.fault_if(bad, GP, ss_error)
-            i.fault_if(~s.bit(47), SS, ss_error)
-            return s
-
-        s = i.choose(null, null_stack, stack)
-        i.fault_if(long & ~canonical(ip), GP)
-        put_segment(i, "cs", cs, d)
-        put_segment(i, "ss", ss, s)
-        i.put("rsp", new_sp)
-        i.put("cpl", rpl)
-        for segment in ("es", "ds", "fs", "gs"):  # SDM 2 IRET: segments that the outer level may not use become null
-            attr = i.get(f"{segment}_attr", 16)
-            data = ~attr.bit(3) | ~attr.bit(2)
-            drop = cpl.ult(rpl) & data & (attr.bits(5, 8) & 3).ult(rpl) & ((i.get(segment, 16) & 0xFFFC) != 0)
-            i.put(segment, drop.select(i.const(0, 16), i.get(segment, 16)))
-        i.f.put_image(image)
-        i.put("df", image.bits(10, 8) & 1)
-        cpl0 = cpl == 0
-        iopl = i.get("rflags_sys").bits(12, 8) & 3
-        writable = i.const(0x254100 if w > 16 else 0x4100, 64) | cpl.ule(iopl).select(i.const(0x200, 64), i.const(0, 64))
-        writable = writable | cpl0.select(i.const(0x183000 if w > 16 else 0x3000, 64), i.const(0, 64))
-        new = (i.get("rflags_sys") & ~writable) | (image & writable)
-        i.put("rflags_sys", new)
-        i.put("nmi_blocked", i.const(0, 8))
-        i.put("shadow_rip", i.const(1, 64))
-        interrupts_may_open(i, new.bit(9))
-        i.request(REQUEST_MODE)
-        i.jump(ip)
-
-
-_iret("iretq", 64)
-_iret("iretd", 32)
-_iret("iret", 16)
-
-
-# ---- far transfers: to code segments of the same privilege; gates are carried out in the interpreter's words too
-def _far_target(i: Context, selector: Value, target: Value) -> None:
-    """Checks a code segment for a far JMP or CALL at the same privilege and loads it."""
-    d, _, error = descriptor(i, selector, GP)
-    cpl = i.get("cpl", 8)
-    dpl, rpl = d.bits(45, 8) & 3, selector.trunc(8) & 3
-    code = (d.bits(43, 8) & 3) == 3
-    i.defer_if(~d.bit(44))  # a call gate
-    i.fault_if(~code, GP, error)
-    i.fault_if(d.bit(42).select(cpl.ult(dpl), cpl.ult(rpl) | (dpl != cpl)), GP, error)
-    i.fault_if(~d.bit(47), NP, error)
-    i.fault_if(~canonical(target), GP)
-    put_segment(i, "cs", (selector & 0xFFFC) | cpl.zext(16), d)
-    i.request(REQUEST_MODE)
-
-
-def _far_operand(i: Context) -> tuple[Value, Value]:
-    a, w = i[0].address(), i[0].w - 16
-    return i.load(a, w).zext(64), i.load(a + w // 8, 16)
-
-
-@insn("jmp far")
-def jmp_far(i: Context) -> None:
-    target, selector = _far_operand(i)
-    _far_target(i, selector, target)
-    i.jump(target)
-
-
-@insn("call far")
-def call_far(i: Context) -> None:
-    target, selector = _far_operand(i)
-    _far_target(i, selector, target)
-    w = i[0].w - 16
-    n = w // 8
-    sp = i.get("rsp")
-    i.probe(sp - 2 * n, 2 * n)
-    i.store(sp - n, i.get("cs", 16).zext(w), safe=True)
-    i.store(sp - 2 * n, i.next_rip().trunc(w), safe=True)
-    i.put("rsp", sp - 2 * n)
-    i.jump(target)
-
-
-@insn("retf")
-def retf(i: Context) -> None:
-    w = i.size
-    n = w // 8
-    sp = i.get("rsp")
-    ip, cs = i.load(sp, w).zext(64), i.load(sp + n, w).trunc(16)
-    cpl, rpl = i.get("cpl", 8), cs.trunc(8) & 3
-    extra = i[0].get().zext(64) if len(i) else i.const(0, 64)
-    d, _, error = descriptor(i, cs, GP)
-    i.fault_if(((d.bits(43, 8) & 3) != 3) | rpl.ult(cpl), GP, error)
-    dpl = d.bits(45, 8) & 3
-    i.fault_if(d.bit(42).select(rpl.ult(dpl), dpl != rpl), GP, error)
-    i.fault_if(~d.bit(47), NP, error)
-    i.fault_if(~canonical(ip), GP)
-    outer = cpl.ult(rpl)
-
-    def outer_stack() -> tuple[Value, Value, Value]:
-        new_sp, ss = i.load(sp + 2 * n + extra, w).zext(64), i.load(sp + 3 * n + extra, w).trunc(16)
-
-        def check() -> Value:
-            s, _, ss_error = descriptor(i, ss, GP)
-            i.fault_if(((ss.trunc(8) & 3) != rpl) | ~s.bit(44) | s.bit(43) | ~s.bit(41) | ((s.bits(45, 8) & 3) != rpl), GP, ss_error)
-            i.fault_if(~s.bit(47), SS, ss_error)
-            return s
-
-        def null() -> Value:
-            i.fault_if(rpl == 3, GP)
-            return i.const(0, 64)
-
-        return new_sp + extra, ss, i.choose((ss & 0xFFFC) == 0, null, check)
-
-    new_sp, ss, s = i.choose(outer, outer_stack, lambda: (sp + 2 * n + extra, i.get("ss", 16), i.const(0, 64)))
-    put_segment(i, "cs", cs, d)
-    with i.when(outer):
-        put_segment(i, "ss", ss, s)
-    i.put("cpl", rpl)
-    i.put("rsp", new_sp)
-    i.request(REQUEST_MODE)
-    i.jump(ip)
-
-
-@insn("rsm")
-def rsm(i: Context) -> None:
-    supervisor_only(i)
-    i.fault(6)  # not in system-management mode
-
-

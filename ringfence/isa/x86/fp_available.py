@@ -9,7 +9,7 @@ from __future__ import annotations
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
-from ringfence.isa.x86.context import NM, UD
+from ringfence.isa.x86.vectors import NM, UD
 
 _MP, _EM, _TS = 1 << 1, 1 << 2, 1 << 3
 _OSFXSR = 1 << 9

@@ -8,9 +8,10 @@ are zero, as on processors that deprecate them.
 from __future__ import annotations
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import GP, Context, insn
+from ringfence.isa.x86.context import Context, insn
 from ringfence.isa.x86.sse_float import MXCSR_MASK, mxcsr, set_mxcsr
 from ringfence.isa.x86.state import REQUEST_MODE
+from ringfence.isa.x86.vectors import GP
 from ringfence.isa.x86.x87_stack import fpu_check, offset, physical, status, wait
 
 _FCW_BITS, _FCW_ONES = 0x1F3F, 0x40  # SDM 1 8.1.5; bit 6 reads as 1
@@ -132,7 +133,7 @@ def _environment(i: Context, word: int) -> list[Value]:
 
 
 def _store_environment(i: Context, word: int, size: int) -> Value:
-    address = i[0].address()
+    address = i[0].address(True)
     i.probe(address, size)
     for k, value in enumerate(_environment(i, word)):
         i.store(address + k * word // 8, value, safe=True)
@@ -197,8 +198,8 @@ def frstor(i: Context) -> None:
 
 
 # ---- FXSAVE
-def _image_address(i: Context) -> Value:
-    address = i[0].address()
+def _image_address(i: Context, write: bool) -> Value:
+    address = i[0].address(write)
     i.fault_if((address & 15) != 0, GP)
     return address
 
@@ -206,7 +207,7 @@ def _image_address(i: Context) -> Value:
 @insn("fxsave", "fxsave64")
 def fxsave(i: Context) -> None:
     fpu_check(i)
-    address = _image_address(i)
+    address = _image_address(i, True)
     i.probe(address, 512)
     fip, fdp = i.get("fip"), i.get("fdp")
     if i.form.name == "fxsave":
@@ -215,7 +216,7 @@ def fxsave(i: Context) -> None:
     controls = mxcsr(i).zext(64) | MXCSR_MASK << 32
     pieces = {0: fip.concat(head), 16: controls.concat(fdp)}
     pieces |= {32 + 16 * k: i.get_indexed("st", 80, physical(i, k)).zext(128) for k in range(8)}
-    pieces |= {160 + 16 * k: i.get(f"xmm{k}", 128) for k in range(_XMM_COUNT)}
+    pieces |= {160 + 16 * k: i.get(f"xmm{k}", 128) for k in range(_XMM_COUNT if i.long else 8)}
     for at, value in pieces.items():
         i.store(address + at, value, safe=True)
 
@@ -223,11 +224,11 @@ def fxsave(i: Context) -> None:
 @insn("fxrstor", "fxrstor64")
 def fxrstor(i: Context) -> None:
     fpu_check(i)
-    address = _image_address(i)
+    address = _image_address(i, False)
     i.load(address + 504, 64)  # the unused end of the image must be readable as well
     head, pointers = i.load(address, 128), i.load(address + 16, 128)
     values = [i.load(address + 32 + 16 * k, 128) for k in range(8)]
-    vectors = [i.load(address + 160 + 16 * k, 128) for k in range(_XMM_COUNT)]
+    vectors = [i.load(address + 160 + 16 * k, 128) for k in range(_XMM_COUNT if i.long else 8)]
     new_mxcsr = pointers.bits(64, 32)
     i.fault_if((new_mxcsr & ~MXCSR_MASK) != 0, GP)
     fip, fdp = head.bits(64, 64), pointers.trunc(64)

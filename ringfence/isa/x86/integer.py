@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import DE, GP, Context, Memory, insn
+from ringfence.isa.x86.context import Context, Memory, insn
 from ringfence.isa.x86.flags import CONDITIONS
+from ringfence.isa.x86.vectors import DE, GP
 
 
 def old_value(i: Context, kind: str, operand: Value) -> Value:
     """The first operand before the update; with LOCK the update itself happens here, atomically."""
     if i.lock:
-        return i.atomic(kind, i[0].address(), i.size, operand)
+        return i.atomic(kind, i[0].address(True), i.size, operand)
     return i[0].get(rmw=True)
 
 
@@ -140,7 +141,7 @@ def lea(i: Context) -> None:
 def xchg(i: Context) -> None:
     for m, r in ((0, 1), (1, 0)):
         if i[m].kind == "m":  # always locked, SDM 2 XCHG
-            i[r].set(i.atomic("xchg", i[m].address(), i.size, i[r].get()))
+            i[r].set(i.atomic("xchg", i[m].address(True), i.size, i[r].get()))
             return
     a, b = i[0].get(), i[1].get()
     i[0].set(b)
@@ -185,10 +186,7 @@ def cqo(i: Context) -> None:
 
 @insn("xlatb")
 def xlatb(i: Context) -> None:
-    address = i.get("rbx") + i.get("rax", 8).zext(64)
-    if i.form.mem.segment:
-        address = address + i.get(f"{i.form.mem.segment}_base")
-    i.put("rax", i.load(address, 8))
+    i.put("rax", i.load(i.implicit(i.get("rbx") + i.get("rax", 8).zext(64), 1, False), 8))
 
 
 @insn("lahf")
@@ -466,9 +464,10 @@ def _bit(i: Context, kind: str | None, change: Callable[[Value, Value], Value] |
     n = i.const(known & (w - 1), w) if known is not None else i[1].get()
     m = i.const(1, w) << (n & (w - 1))
     if i[0].kind == "m":
-        address = i[0].address()
         if isinstance(i[0], Memory) and i[1].kind == "r":  # a bit string: the offset reaches beyond the operand, SDM 1 3.1.1.9
-            address = i[0].address_beyond(n.sext(64).sar(shift + 3) << shift)
+            address = i[0].address_beyond(n.sext(64).sar(shift + 3) << shift, change is not None)
+        else:
+            address = i[0].address(change is not None)
         if i.lock and kind is not None and change is not None:
             v = i.atomic(kind, address, w, ~m if kind == "and" else m)
         else:
@@ -507,7 +506,7 @@ def btc(i: Context) -> None:
 def cmpxchg(i: Context) -> None:
     w, new = i.size, i[1].get()
     accumulator = i.get("rax", w)
-    old = i.atomic("cas", i[0].address(), w, accumulator, new) if i.lock else i[0].get(rmw=True)
+    old = i.atomic("cas", i[0].address(True), w, accumulator, new) if i.lock else i[0].get(rmw=True)
     equal = old == accumulator
     i.put("rax", equal.select(i.get("rax", 64), old.zext(64)) if w == 32 else equal.select(accumulator, old))
     if i[0].kind == "r":
@@ -528,7 +527,7 @@ def xadd(i: Context) -> None:
 
 
 def _compare_exchange_pair(i: Context, w: int) -> None:
-    address = i[0].address()
+    address = i[0].address(True)
     if w == 64:
         i.fault_if((address & 15) != 0, GP)
     expected = i.get("rdx", w).concat(i.get("rax", w))

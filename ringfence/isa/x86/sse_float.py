@@ -6,9 +6,10 @@ Moves, shuffles and logic of vectors are not here.
 from __future__ import annotations
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import GP, Context, Memory, Operand, Vector, insn
+from ringfence.isa.x86.context import Context, Memory, Operand, Vector, insn
 from ringfence.isa.x86.sse_move import sse_check, vector_check
 from ringfence.isa.x86.state import REQUEST_MODE
+from ringfence.isa.x86.vectors import GP
 
 _WIDTH = {"ss": 32, "sd": 64, "ps": 128, "pd": 128}
 MXCSR_MASK = 0xFFFF  # what FXSAVE announces: every bit up to 15 can be set

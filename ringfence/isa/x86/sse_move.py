@@ -181,11 +181,8 @@ def maskmov(i: Context) -> None:
     """Byte stores, so that bytes not selected are left to other processors.  Whether those can fault is up to the
     implementation (SDM 2B, MASKMOVDQU); here the whole operand is probed, as AMD's processors do."""
     data, selected = i[0].get(), i[1].get().lanes(8).movemask()
-    offset = i.get("rdi")
-    if i.form.mem.address32:
-        offset = offset.trunc(32).zext(64)
-    address = offset + i.get(f"{i.form.mem.segment}_base") if i.form.mem.segment else offset
     n = data.w // 8
+    address = i.implicit(i.get("rdi"), n, True)
     i.probe(address, n)
     for k in range(n):
         with i.when(selected.bit(k)):
@@ -243,9 +240,15 @@ def prefetch(i: Context) -> None:
     """A hint that never faults."""
 
 
-@insn("lfence", "sfence", "mfence")
+@insn("lfence", "sfence")
 def fence(i: Context) -> None:
-    """Guest accesses are made in program order by one host thread."""
+    """Loads, and stores, are made in program order, and seen so by other vCPUs: the host's order of memory is the guest's."""
+
+
+@insn("mfence")
+def mfence(i: Context) -> None:
+    """Loads behind it see what other vCPUs stored before they saw the stores in front of it (SDM 3A 9.2.5)."""
+    i.trace.emit("fence", 0, [])
 
 
 @insn("clflush")

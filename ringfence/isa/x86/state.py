@@ -17,12 +17,15 @@ IOPL = 3 << 12
 SYSTEM_FLAGS = 0x3F7300  # TF IF IOPL NT RF VM AC VIF VIP ID
 
 
+_RESET_ATTR = {"ldtr": 0x82, "tr": 0x8B, "cs": 0x9B}  # SDM 3A table 9-1
+
+
 class X86State(State):
     """Every register of one vCPU.  Widths in bits."""
 
     for _name in GPR:
         locals()[_name] = Field(64, doc="general-purpose register")
-    rip = Field(64, reset=0xFFF0, doc="instruction pointer")
+    rip = Field(64, reset=0xFFFFFFF0, doc="linear address of the next instruction: in 64-bit mode RIP, else CS base + EIP")
     fr = Field(64, reset=1, doc="flags, first word (settled: result, sign-extended)")
     fa = Field(64, doc="flags, second word (settled: 63 CF, 62 CF xor OF, 15:8 xor into parity, 16 xor into sign, 3 AF)")
     flags_kind = Field(8, doc="what fr and fa mean: 0 settled, 1-4 sub8-64, 5-8 add8-64")
@@ -30,10 +33,10 @@ class X86State(State):
     rflags_sys = Field(64, doc="RFLAGS without the arithmetic flags and DF")
     cpl = Field(2, doc="current privilege level")
     for _name in SEGMENTS:
-        locals()[_name] = Field(16, doc="segment selector")
-        locals()[_name + "_base"] = Field(64, doc="segment base")
+        locals()[_name] = Field(16, reset=0xF000 if _name == "cs" else 0, doc="segment selector")
+        locals()[_name + "_base"] = Field(64, reset=0xFFFF0000 if _name == "cs" else 0, doc="segment base")
         locals()[_name + "_limit"] = Field(32, reset=0xFFFF, doc="segment limit in bytes")
-        locals()[_name + "_attr"] = Field(16, doc="descriptor bits 40-47 and 52-55")
+        locals()[_name + "_attr"] = Field(16, reset=_RESET_ATTR.get(_name, 0x93), doc="descriptor bits 40-47 and 52-55")
     gdtr_base = Field(64)
     gdtr_limit = Field(16, reset=0xFFFF)
     idtr_base = Field(64)
@@ -89,12 +92,32 @@ class EngineState(State):
     irq_pending = Field(8, doc="an interrupt waits for IF")
     kick = Field(32, doc="written by other threads: leave translated code soon")
     vpage = Field(64, doc="linear address of the page that RIP is in")
+    # What segment registers amount to outside of 64-bit mode, kept beside them (see segments.py).
+    # What the CPU model allows (see models.py): constants of a run.
+    flags_settable = Field(64, reset=0x3F7FD5, doc="bits of EFLAGS that can be changed")
+    flags_settable_real = Field(64, reset=0x3F7FD5, doc="the same in real-address mode")
+    flags_fixed = Field(64, doc="bits of EFLAGS above 11 that are always 1")
+    cr0_settable = Field(64, reset=0xE005002F)
+    cr0_fixed = Field(64, reset=0x10, doc="bits of CR0 that are always 1")
+    cr4_settable = Field(64, reset=0x330FFF)
+    for _name in SEGMENTS[:6]:
+        locals()[_name + "_rlimit"] = Field(64, doc="highest offset that may be read without a closer look; -1: none")
+        locals()[_name + "_wlimit"] = Field(64, doc="highest offset that may be written without a closer look; -1: none")
+        locals()[_name + "_unflat"] = Field(8, doc="0 where the segment is all of 4 GiB from 0 on")
+    del _name
+    # CPUID's answers, where the engine has entered them (see engine/cpuid.py): rows 0-15 are leaves 0 to Fh, 16-31 leaves
+    # 80000000h to 8000000Fh, 32-63 leaves 40000000h to 4000001Fh; 64-66 are for
+    # all others, below 40000000h, below 80000000h, above; 67 is for leaf 7 with a subleaf.
+    cpuid_rows = Field(8, doc="number of rows that are valid: 0 or 68")
+    cpuid_ab = Field(64, count=68, doc="EAX, and EBX in the upper half")
+    cpuid_cd = Field(64, count=68, doc="ECX, and EDX in the upper half")
 
 
 REQUEST_FLUSH = 1  # drop all cached translations of linear addresses
 REQUEST_INVLPG = 2  # drop those of request_address
 REQUEST_MODE = 4  # CPL, paging or the like changed: recompute the translation mode
 REQUEST_STOP = 8  # leave to the engine's Python side
+REQUEST_FLUSH_LOCAL = 16  # drop all cached translations but those of global pages
 
 
 def rflags_image(state: dict[str, int]) -> int:

@@ -14,28 +14,41 @@ def _step(i: Context) -> Value:
     return (i.get("df", 8) != 0).select(i.const(-(i.size // 8), 64), i.const(i.size // 8, 64))
 
 
+def _width(i: Context) -> int:
+    return 16 if i.form.mem.address16 else 32 if i.form.mem.address32 else 64
+
+
 def _index(i: Context, register: str) -> Value:
-    return i.get(register, 32).zext(64) if i.form.mem.address32 else i.get(register)
+    w = _width(i)
+    return i.get(register, w).zext(64) if w < 64 else i.get(register)
+
+
+def _put_index(i: Context, register: str, value: Value) -> None:
+    w = _width(i)
+    i.put(register, value if w == 64 else value.trunc(16) if w == 16 else value.trunc(32).zext(64))
 
 
 def _source(i: Context) -> Value:
-    address = _index(i, "rsi")
-    return address + i.get(f"{i.form.mem.segment}_base") if i.form.mem.segment else address
+    return i.implicit(i.get("rsi"), i.size // 8, False)
+
+
+def _destination(i: Context, write: bool) -> Value:
+    offset = _index(i, "rdi")
+    return i.linear("es", offset, i.size // 8, write) if i.form.mem.limit else offset
 
 
 def _advance(i: Context, register: str) -> None:
-    new = _index(i, register) + _step(i)
-    i.put(register, new.trunc(32).zext(64) if i.form.mem.address32 else new)
+    _put_index(i, register, _index(i, register) + _step(i))
 
 
 def movs(i: Context) -> None:
-    i.store(_index(i, "rdi"), i.load(_source(i), i.size))
+    i.store(_destination(i, True), i.load(_source(i), i.size))
     _advance(i, "rsi")
     _advance(i, "rdi")
 
 
 def stos(i: Context) -> None:
-    i.store(_index(i, "rdi"), i.get("rax", i.size))
+    i.store(_destination(i, True), i.get("rax", i.size))
     _advance(i, "rdi")
 
 
@@ -47,7 +60,7 @@ def lods(i: Context) -> None:
 
 def cmps(i: Context) -> Value:
     a = i.load(_source(i), i.size)
-    b = i.load(_index(i, "rdi"), i.size)
+    b = i.load(_destination(i, False), i.size)
     _advance(i, "rsi")
     _advance(i, "rdi")
     i.f.sub(a, b, a - b)
@@ -56,7 +69,7 @@ def cmps(i: Context) -> Value:
 
 def scas(i: Context) -> Value:
     a = i.get("rax", i.size)
-    b = i.load(_index(i, "rdi"), i.size)
+    b = i.load(_destination(i, False), i.size)
     _advance(i, "rdi")
     i.f.sub(a, b, a - b)
     return a == b
@@ -79,7 +92,7 @@ def _rep(name: str, one: object) -> None:
         go, left = _count_down(i)
         with i.when(go):
             one(i)  # type: ignore[operator]
-            i.put("rcx", left)
+            _put_index(i, "rcx", left)
         i.taken(go)
 
 
@@ -90,7 +103,7 @@ def _rep_compare(prefix: str, name: str, one: object) -> None:
 
         def turn() -> Value:
             equal: Value = one(i)  # type: ignore[operator]
-            i.put("rcx", left)
+            _put_index(i, "rcx", left)
             again = equal if prefix == "repe" else ~equal
             return again & (left != 0)
 

@@ -8,14 +8,24 @@ Rare instructions with large tables behind them (CPUID, most MSRs, HLT) are carr
 from __future__ import annotations
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import DB, GP, NP, SS, UD, Context, insn
+from ringfence.isa.x86.context import Context, insn
 from ringfence.isa.x86.control import canonical, interrupts_may_open, push_value, put_rflags
-from ringfence.isa.x86.state import REQUEST_FLUSH, REQUEST_INVLPG, REQUEST_MODE, SEGMENTS
+from ringfence.isa.x86.segments import (
+    derive,
+    descriptor,
+    descriptor_attr,
+    descriptor_base,
+    descriptor_limit,
+    flat,
+    hidden,
+    load_data_segment,
+    load_stack_segment,
+)
+from ringfence.isa.x86.state import REQUEST_FLUSH, REQUEST_FLUSH_LOCAL, REQUEST_INVLPG, REQUEST_MODE, SEGMENTS
+from ringfence.isa.x86.vectors import DB, GP, NP, UD
 
 UMIP = 1 << 11
 GUARDED = 1  # in the place of an error code, which #DB does not have: a debug register was touched while DR7.GD was set
-CR0_WRITABLE = 0xE005003F
-CR4_WRITABLE = 0x00330FFF | 1 << 17  # VME … OSXMMEXCPT, UMIP, FSGSBASE, PCIDE, SMEP, SMAP
 
 
 def supervisor_only(i: Context) -> None:
@@ -38,41 +48,59 @@ def gp(i: Context) -> None:
 
 
 # ---- control and debug registers
+def set_cr0(i: Context, v: Value) -> None:
+    """Writes CR0; protection or paging may be switched by that (SDM 3A 4.1.2, 9.8.5, 9.9)."""
+    i.fault_if(v.bit(31) & ~v.bit(0), GP)  # PG without PE
+    i.fault_if(v.bit(29) & ~v.bit(30), GP)  # NW without CD
+    old, efer, cr4 = i.get("cr0"), i.get("efer"), i.get("cr4")
+    paging = (v ^ old).bit(31)
+    long = i.const(1, 1) if i.long else efer.bit(10) & i.get("cs_attr", 16).bit(9)
+    entering, leaving = paging & v.bit(31) & efer.bit(8), paging & ~v.bit(31)
+    i.fault_if(entering & (~cr4.bit(5) | i.get("cs_attr", 16).bit(9)), GP)
+    i.fault_if(leaving & (long | cr4.bit(17)), GP)
+    i.put("efer", entering.select(efer | 1 << 10, leaving.select(efer & ~(1 << 10), efer)))
+    i.put("cr0", (v & i.get("cr0_settable")) | i.get("cr0_fixed"))
+    if not i.long:
+        with i.when((v ^ old).bit(0)):
+            for name in SEGMENTS[:6]:
+                derive(i, name, protected=v.bit(0))
+    i.request(REQUEST_MODE)
+    with i.when(((v ^ old) & 0x80010000) != 0):  # PG, WP; without paging every mode sees the same addresses
+        i.request(REQUEST_FLUSH | REQUEST_MODE)
+
+
 @insn("mov cr0")
 def mov_cr0(i: Context) -> None:
     supervisor_only(i)
-    v = i[0].get()
+    v = i[0].get().zext(64)
     i.fault_if((v >> 32) != 0, GP)
-    i.fault_if(v.bit(31) & ~v.bit(0), GP)  # PG without PE
-    i.fault_if(v.bit(29) & ~v.bit(30), GP)  # NW without CD
-    i.defer_if(~v.bit(31) | ~v.bit(0))  # leaving long mode
-    i.put("cr0", (v & CR0_WRITABLE) | 0x10)  # ET reads as 1
-    i.request(REQUEST_FLUSH | REQUEST_MODE)
+    set_cr0(i, v)
 
 
 @insn("mov cr2")
 def mov_cr2(i: Context) -> None:
     supervisor_only(i)
-    i.put("cr2", i[0].get())
+    i.put("cr2", i[0].get().zext(64))
 
 
 @insn("mov cr3")
 def mov_cr3(i: Context) -> None:
     supervisor_only(i)
-    v = i[0].get()
+    v = i[0].get().zext(64)
     pcide = i.get("cr4").bit(17)
     i.fault_if((v >> 52 & 0x7FF) != 0, GP)
     i.fault_if(v.bit(63) & ~pcide, GP)
     i.put("cr3", v & ~(1 << 63))  # bit 63 allows keeping translations; we may drop them all the same
-    i.request(REQUEST_FLUSH)
+    i.request(REQUEST_FLUSH_LOCAL)
 
 
 @insn("mov cr4")
 def mov_cr4(i: Context) -> None:
     supervisor_only(i)
-    v = i[0].get()
-    i.fault_if((v & ~CR4_WRITABLE) != 0, GP)
-    i.fault_if(~v.bit(5), GP)  # PAE cannot be cleared in long mode
+    v = i[0].get().zext(64)
+    i.fault_if((v & ~i.get("cr4_settable")) != 0, GP)
+    i.fault_if(~v.bit(5) & i.get("efer").bit(10), GP)  # PAE cannot be cleared in long mode
+    i.fault_if(v.bit(17) & ~i.get("efer").bit(10), GP)  # nor PCIDE set outside of it
     i.fault_if(v.bit(17) & ~i.get("cr4").bit(17) & ((i.get("cr3") & 0xFFF) != 0), GP)
     i.put("cr4", v)
     i.request(REQUEST_FLUSH | REQUEST_MODE)
@@ -94,7 +122,7 @@ def _read_special(name: str) -> None:
     @insn(f"mov from {name}")
     def body(i: Context) -> None:
         supervisor_only(i)
-        i[0].set(i.get(name))
+        i[0].set(i.get(name, i[0].w))
 
 
 for _name in ("cr0", "cr2", "cr3", "cr4"):
@@ -113,12 +141,12 @@ def _debug_register(n: int) -> None:
     @insn(f"mov from dr{n}")
     def read(i: Context) -> None:
         check(i)
-        i[0].set(i.get(name))
+        i[0].set(i.get(name, i[0].w))
 
     @insn(f"mov dr{n}")
     def write(i: Context) -> None:
         check(i)
-        v = i[0].get()
+        v = i[0].get().zext(64)
         if name in ("dr6", "dr7"):
             i.fault_if((v >> 32) != 0, GP)
             v = (v & 0xE00F) | 0xFFFF0FF0 if name == "dr6" else (v & 0xFFFF2BFF) | 0x400
@@ -140,7 +168,7 @@ def clts(i: Context) -> None:
 @insn("smsw")
 def smsw(i: Context) -> None:
     umip_check(i)
-    i[0].set(i.get("cr0").trunc(i[0].w))
+    i[0].set(i.get("cr0", i[0].w))
 
 
 @insn("lmsw")
@@ -148,8 +176,7 @@ def lmsw(i: Context) -> None:
     supervisor_only(i)
     v = i[0].get().zext(64)
     old = i.get("cr0")
-    i.put("cr0", (old & ~0xE) | (v & 0xE) | ((v | old) & 1))
-    i.request(REQUEST_MODE)
+    set_cr0(i, (old & ~0xE) | (v & 0xE) | ((v | old) & 1))  # PE is set, never cleared
 
 
 @insn("invlpg")
@@ -184,7 +211,19 @@ def hlt(i: Context) -> None:
 
 @insn("cpuid")
 def cpuid(i: Context) -> None:
-    i.defer_if(1)
+    """From the rows that the engine keeps in the state; where it keeps none, it answers itself."""
+    leaf = i.get("rax", 32)
+    i.defer_if(i.get("cpuid_rows", 8) == 0)
+    row = leaf.ult(0x40000000).select(i.const(64, 32), leaf.bit(31).select(i.const(66, 32), i.const(65, 32)))
+    row = leaf.ult(16).select(leaf, row)
+    row = ((leaf == 7) & (i.get("rcx", 32) != 0)).select(i.const(67, 32), row)
+    row = ((leaf & 0xFFFFFFF0) == 0x80000000).select((leaf & 15) + 16, row)
+    row = ((leaf & 0xFFFFFFE0) == 0x40000000).select((leaf & 31) + 32, row).zext(64)
+    ab, cd = i.get_indexed("cpuid_ab", 64, row), i.get_indexed("cpuid_cd", 64, row)
+    i.put_register("rax", ab.trunc(32))
+    i.put_register("rbx", ab.bits(32, 32))
+    i.put_register("rcx", cd.trunc(32))
+    i.put_register("rdx", cd.bits(32, 32))
 
 
 # ---- MSRs and the time-stamp counter
@@ -287,7 +326,8 @@ def io_check(i: Context, port: Value, size: int) -> None:
         answer: Value = i.choose(limit.ult(0x67), lambda: none, by_bitmap)
         return answer
 
-    privileged = i.get("cpl", 8).ule(i.get("rflags_sys").bits(12, 8) & 3)
+    # SDM 3A 20.3.1.2: in virtual-8086 mode only the bitmap counts.
+    privileged = i.get("cpl", 8).ule(i.get("rflags_sys").bits(12, 8) & 3) & ~i.get("rflags_sys").bit(17)
     i.fault_if(i.choose(privileged, lambda: i.const(0, 1), denied), GP)
 
 
@@ -310,9 +350,12 @@ def _load_table(name: str, table: str) -> None:
     @insn(name)
     def body(i: Context) -> None:
         supervisor_only(i)
-        a = i[0].address()
-        limit, base = i.load(a, 16), i.load(a + 2, 64)
-        i.fault_if(~canonical(base), GP)
+        limit = i.load(i[0].address(), 16)
+        if i.long:
+            base = i.load(i[0].address() + 2, 64)
+            i.fault_if(~canonical(base), GP)
+        else:  # SDM 2 LGDT: with a 16-bit operand 24 bits of base
+            base = (i.load(i[0].address_beyond(i.const(2, 64)), 32) & (0xFFFFFF if i.size == 16 else 0xFFFFFFFF)).zext(64)
         i.put(f"{table}_limit", limit)
         i.put(f"{table}_base", base)
 
@@ -321,88 +364,17 @@ def _store_table(name: str, table: str) -> None:
     @insn(name)
     def body(i: Context) -> None:
         umip_check(i)
-        a = i[0].address()
-        i.probe(a, 10)
+        a = i[0].address(True)
+        n = 10 if i.long else 6
+        i.probe(a, n)
         i.store(a, i.get(f"{table}_limit", 16), safe=True)
-        i.store(a + 2, i.get(f"{table}_base"), safe=True)
+        i.store(a + 2 if n == 10 else i[0].address_beyond(i.const(2, 64), True), i.get(f"{table}_base", 8 * n - 16), safe=True)
 
 
 _load_table("lgdt", "gdtr")
 _load_table("lidt", "idtr")
 _store_table("sgdt", "gdtr")
 _store_table("sidt", "idtr")
-
-
-def descriptor(i: Context, selector: Value, vector: int) -> tuple[Value, Value, Value]:
-    """The first 8 bytes of the selector's descriptor, its linear address and the error code; faults with `vector` when
-    the selector is null or beyond its table."""
-    sel = selector.trunc(16)
-    error = (sel & 0xFFFC).zext(32)
-    local = sel.bit(2)
-    offset = (sel & 0xFFF8).zext(64)
-    base = local.select(i.get("ldtr_base"), i.get("gdtr_base"))
-    limit = local.select(i.get("ldtr_limit", 32), i.get("gdtr_limit", 16).zext(32)).zext(64)
-    usable = ~local | ((i.get("ldtr", 16) & 0xFFFC) != 0)
-    i.fault_if(((sel & 0xFFFC) == 0), vector, 0)
-    i.fault_if(limit.ult(offset + 7) | ~usable, vector, error)
-    address = base + offset
-    return i.load(address, 64, system=True), address, error
-
-
-def descriptor_base(d: Value) -> Value:
-    return (d >> 16 & 0xFFFFFF) | (d >> 32 & 0xFF000000)
-
-
-def descriptor_limit(d: Value) -> Value:
-    raw = ((d & 0xFFFF) | (d >> 32 & 0xF0000)).trunc(32)
-    return d.bit(55).select((raw << 12) | 0xFFF, raw)
-
-
-def descriptor_attr(d: Value) -> Value:
-    return (d.bits(40, 16) & 0xFF) | (d.bits(44, 16) & 0xF00)
-
-
-def put_segment(i: Context, name: str, selector: Value, d: Value) -> None:
-    i.put(name, selector.trunc(16))
-    i.put(f"{name}_base", descriptor_base(d))
-    i.put(f"{name}_limit", descriptor_limit(d))
-    i.put(f"{name}_attr", descriptor_attr(d))
-
-
-def load_data_segment(i: Context, name: str, selector: Value) -> None:
-    """MOV to ES, DS, FS, GS (SDM 2 MOV): null is allowed, DPL is checked, FS and GS bases become 32-bit ones."""
-    sel = selector.trunc(16)
-
-    def read() -> Value:
-        d, _, error = descriptor(i, sel, GP)
-        readable = ~d.bit(43) | d.bit(41)
-        i.fault_if(~d.bit(44) | ~readable, GP, error)
-        dpl, rpl, cpl = d.bits(45, 8) & 3, sel.trunc(8) & 3, i.get("cpl", 8)
-        conforming = d.bit(43) & d.bit(42)
-        i.fault_if(~conforming & (dpl.ult(rpl) | dpl.ult(cpl)), GP, error)
-        i.fault_if(~d.bit(47), NP, error)
-        return d
-
-    d = i.choose((sel & 0xFFFC) == 0, lambda: i.const(0, 64), read)
-    put_segment(i, name, sel, d)
-
-
-def load_stack_segment(i: Context, selector: Value) -> None:
-    sel, cpl = selector.trunc(16), i.get("cpl", 8)
-    rpl = sel.trunc(8) & 3
-
-    def null() -> Value:
-        i.fault_if((cpl == 3) | (rpl != cpl), GP)
-        return i.const(0, 64)
-
-    def read() -> Value:
-        d, _, error = descriptor(i, sel, GP)
-        i.fault_if((rpl != cpl) | ~d.bit(44) | d.bit(43) | ~d.bit(41) | ((d.bits(45, 8) & 3) != cpl), GP, error)
-        i.fault_if(~d.bit(47), SS, error)
-        return d
-
-    put_segment(i, "ss", sel, i.choose((sel & 0xFFFC) == 0, null, read))
-    i.put("shadow_rip", i.next_rip())  # SDM 3A 6.8.3
 
 
 def _segment_moves(name: str) -> None:
@@ -420,39 +392,53 @@ def _segment_moves(name: str) -> None:
         v = i[0].get().trunc(16)
         load_stack_segment(i, v) if name == "ss" else load_data_segment(i, name, v)
 
-    if name not in ("fs", "gs"):
-        return
 
+def _segment_stack(name: str) -> None:
     @insn(f"push {name}")
     def push(i: Context) -> None:
+        # SDM 2 PUSH leaves open whether a 32-bit push clears the upper half; the first of these processors and AMD's do.
         push_value(i, i.get(name, 16).zext(i.size))
+
+    if name == "cs":
+        return
 
     @insn(f"pop {name}")
     def pop(i: Context) -> None:
-        sp = i.get("rsp")
-        load_data_segment(i, name, i.load(sp, i.size).trunc(16))
-        i.put("rsp", sp + i.size // 8)
+        sp = i.sp()
+        v = i.load(i.stack(sp, i.size // 8), i.size).trunc(16)
+        load_stack_segment(i, v) if name == "ss" else load_data_segment(i, name, v)
+        i.put_sp(sp + i.size // 8)
 
 
 for _name in SEGMENTS[:6]:
     _segment_moves(_name)
+    _segment_stack(_name)
 
 
 def _far_pointer(name: str) -> None:
     @insn(f"l{name}")
     def body(i: Context) -> None:
-        a, w = i[1].address(), i.size
-        offset, selector = i.load(a, w), i.load(a + w // 8, 16)
+        w = i.size
+        n = w // 8
+        offset, selector = i.load(i[1].address_beyond(0, size_bytes=n), w), i.load(i[1].address_beyond(n, size_bytes=2), 16)
         load_stack_segment(i, selector) if name == "ss" else load_data_segment(i, name, selector)
         i[0].set(offset)
 
 
-for _name in ("ss", "fs", "gs"):
+for _name in ("ss", "fs", "gs", "es", "ds"):
     _far_pointer(_name)
 
 
+def _high_base(i: Context, address: Value) -> Value:
+    """The upper half of the base: in long mode system descriptors have 16 bytes."""
+    if i.long:
+        return i.load(address + 8, 64, system=True) << 32
+    base: Value = i.choose(i.get("efer").bit(10), lambda: i.load(address + 8, 64, system=True) << 32, lambda: i.const(0, 64))
+    return base
+
+
 def _system_segment(i: Context, selector: Value, register: str, kinds: tuple[int, ...]) -> tuple[Value, Value]:
-    """Loads LDTR or TR from a 16-byte descriptor of the GDT; returns the descriptor and its address."""
+    """Loads LDTR or TR from a descriptor of the GDT; returns the descriptor and its address."""
     sel = selector.trunc(16)
     i.fault_if(sel.bit(2), GP, (sel & 0xFFFC).zext(32))
     d, address, error = descriptor(i, sel, GP)
@@ -462,8 +448,7 @@ def _system_segment(i: Context, selector: Value, register: str, kinds: tuple[int
         ok = ok | (kind == k)
     i.fault_if(~ok, GP, error)
     i.fault_if(~d.bit(47), NP, error)
-    high = i.load(address + 8, 64, system=True)
-    base = descriptor_base(d) | (high << 32)
+    base = descriptor_base(d) | _high_base(i, address)
     i.fault_if(~canonical(base), GP, error)
     i.put(register, sel)
     i.put(f"{register}_base", base)
@@ -474,7 +459,7 @@ def _system_segment(i: Context, selector: Value, register: str, kinds: tuple[int
 @insn("ltr")
 def ltr(i: Context) -> None:
     supervisor_only(i)
-    d, address = _system_segment(i, i[0].get(), "tr", (9,))
+    d, address = _system_segment(i, i[0].get(), "tr", (9,) if i.long else (1, 9))
     i.put("tr_attr", descriptor_attr(d) | 2)
     i.store(address, d | 1 << 41, system=True)  # busy
 
@@ -490,7 +475,7 @@ def lldt(i: Context) -> None:
         d, address, error = descriptor(i, sel, GP)
         i.fault_if((d.bits(40, 8) & 0x1F) != 2, GP, error)
         i.fault_if(~d.bit(47), NP, error)
-        return descriptor_base(d) | (i.load(address + 8, 64, system=True) << 32), descriptor_limit(d), descriptor_attr(d)
+        return descriptor_base(d) | _high_base(i, address), descriptor_limit(d), descriptor_attr(d)
 
     base, limit, attr = i.choose(null, lambda: (i.const(0, 64), i.const(0, 32), i.const(0, 16)), load)
     i.put("ldtr", sel)
@@ -526,7 +511,8 @@ def _examine(name: str) -> None:
         kind = d.bits(40, 8) & 0x1F
         is_code, conforming = d.bit(44) & d.bit(43), d.bit(44) & d.bit(43) & d.bit(42)
         system_ok = i.const(0, 1)
-        for t in {"lar": (2, 9, 11, 12), "lsl": (2, 9, 11)}.get(name, ()):  # 64-bit mode types
+        legacy = () if i.long else (1, 3, 4, 5) if name == "lar" else (1, 3)
+        for t in {"lar": (2, 9, 11, 12, *legacy), "lsl": (2, 9, 11, *legacy)}.get(name, ()):
             system_ok = system_ok | (kind == t)
         dpl = d.bits(45, 8) & 3
         visible = conforming | ~(dpl.ult(i.get("cpl", 8)) | dpl.ult(sel.trunc(8) & 3))
@@ -560,22 +546,15 @@ _alignment_flag("clac", 0)
 
 
 # ---- system calls
-def flat(i: Context, name: str, selector: Value, attr: int) -> None:
-    """A flat segment as SYSCALL and its relatives load it: from constants, not from a table."""
-    i.put(name, selector.trunc(16))
-    i.put(f"{name}_base", i.const(0, 64))
-    i.put(f"{name}_limit", i.const(0xFFFFFFFF, 32))
-    i.put(f"{name}_attr", i.const(attr, 16))
-
-
-CODE64, DATA = 0xA9B, 0xC93  # descriptor attributes, DPL 0
+CODE64, CODE32, DATA = 0xA9B, 0xC9B, 0xC93  # descriptor attributes, DPL 0
 
 
 @insn("syscall")
 def syscall(i: Context) -> None:
-    i.fault_if(~i.get("efer").bit(0), UD)
+    """From 64-bit and compatibility mode; in legacy mode only AMD has it, and it is not announced there."""
+    i.fault_if(~i.get("efer").bit(0) | ~i.get("efer").bit(10), UD)
     image = i.f.image()
-    i.put("rcx", i.next_rip())
+    i.put("rcx", i.next_ip())
     i.put("r11", image & ~0x10000)
     selector = i.get("star").bits(32, 16) & 0xFFFC
     flat(i, "cs", selector, CODE64)
@@ -585,7 +564,7 @@ def syscall(i: Context) -> None:
     put_rflags(i, masked, i.const(0x3F7300, 64))
     i.put("rflags_sys", masked & 0x3E7300)
     i.request(REQUEST_MODE)
-    i.jump(i.get("lstar"))
+    i.jump(i.get("lstar") if i.long else i.get("cstar"))
 
 
 def _sysret(i: Context, wide: bool) -> None:
@@ -620,22 +599,30 @@ def sysret(i: Context) -> None:
 @insn("sysenter")
 def sysenter(i: Context) -> None:
     selector = i.get("sysenter_cs", 16)
-    i.fault_if((selector & 0xFFFC) == 0, GP)
-    flat(i, "cs", selector & 0xFFFC, CODE64)
+    i.fault_if(((selector & 0xFFFC) == 0) | ~i.get("cr0").bit(0), GP)
+    if i.long:
+        flat(i, "cs", selector & 0xFFFC, CODE64)
+        target, sp = i.get("sysenter_eip"), i.get("sysenter_esp")
+    else:
+        long = i.get("efer").bit(10)
+        i.put("cs", selector & 0xFFFC)
+        hidden(i, "cs", i.const(0, 64), i.const(0xFFFFFFFF, 32), long.select(i.const(CODE64, 16), CODE32))
+        target = long.select(i.get("sysenter_eip"), i.get("sysenter_eip", 32).zext(64))
+        sp = long.select(i.get("sysenter_esp"), i.get("sysenter_esp", 32).zext(64))
     flat(i, "ss", (selector & 0xFFFC) + 8, DATA)
     i.put("cpl", i.const(0, 8))
     i.put("rflags_sys", i.get("rflags_sys") & ~0x20200)
-    i.put("rsp", i.get("sysenter_esp"))
+    i.put("rsp", sp)
     i.request(REQUEST_MODE)
-    i.jump(i.get("sysenter_eip"))
+    i.jump(target)
 
 
 def _sysexit(i: Context, wide: bool) -> None:
     selector = i.get("sysenter_cs", 16)
-    i.fault_if(((selector & 0xFFFC) == 0) | (i.get("cpl", 8) != 0), GP)
+    i.fault_if(((selector & 0xFFFC) == 0) | (i.get("cpl", 8) != 0) | ~i.get("cr0").bit(0), GP)
     target, sp = (i.get("rdx"), i.get("rcx")) if wide else (i.get("rdx", 32).zext(64), i.get("rcx", 32).zext(64))
     i.fault_if(~canonical(target) | ~canonical(sp), GP)
-    flat(i, "cs", (selector + (32 if wide else 16)) | 3, CODE64 | 0x60 if wide else 0xCFB)
+    flat(i, "cs", (selector + (32 if wide else 16)) | 3, CODE64 | 0x60 if wide else CODE32 | 0x60)
     flat(i, "ss", (selector + (40 if wide else 24)) | 3, DATA | 0x60)
     i.put("cpl", i.const(3, 8))
     i.put("rsp", sp)

@@ -204,7 +204,7 @@ def _store(mnemonic: str, op: str, kind: str, pops: int) -> None:
             return
         w = i[0].w
         if w == 80 and kind == "f":
-            address = i[0].address()
+            address = i[0].address(True)
             value, codes = checked(i, ok, lambda: read(i, first), 80, before=lambda: _writable(i, address))
         else:
             # The window first: a page fault must not leave flags of the conversion behind.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ringfence.ir.value import Value
-from ringfence.isa.x86.context import MF, Context
+from ringfence.isa.x86.context import Context
+from ringfence.isa.x86.vectors import MF
 
 INDEFINITE = 0xFFFF << 64 | 3 << 62
 # Condition codes as they stand in the upper byte of the status word, with B (bit 7), which mirrors ES.

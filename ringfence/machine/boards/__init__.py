@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from ringfence.core.late import LateModule
 from ringfence.machine.boards.base import Board, Surroundings
-from ringfence.machine.boards.microvm import MicroVm
-from ringfence.machine.boards.pc import Pc
+from ringfence.machine.boards.drives import Drive
 
-BOARDS: Final[dict[str, Callable[[Surroundings], Board]]] = {"pc": Pc, "microvm": MicroVm}
+if TYPE_CHECKING:
+    from ringfence.machine.boards import isapc, microvm, pc
+else:  # one of them
+    pc = LateModule("ringfence.machine.boards.pc")
+    isapc = LateModule("ringfence.machine.boards.isapc")
+    microvm = LateModule("ringfence.machine.boards.microvm")
 
-__all__ = ["BOARDS", "Board", "Surroundings"]
+BOARDS: Final[dict[str, Callable[[Surroundings], Board]]] = {
+    "pc": lambda host: pc.Pc(host),
+    "isapc": lambda host: isapc.IsaPc(host),
+    "microvm": lambda host: microvm.MicroVm(host),
+}
+
+__all__ = ["BOARDS", "Board", "Drive", "Surroundings"]

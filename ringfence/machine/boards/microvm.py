@@ -8,14 +8,16 @@ ports                   8259 pair 0x20 0xa0 0x4d0, 8254 0x40, RTC 0x70, COM1 0x3
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ringfence.core.errors import UserError
 from ringfence.devices import reset
-from ringfence.devices.virtio.device import VirtioDevice
 from ringfence.devices.virtio.mmio import MMIO_BYTES, VirtioMmio
 from ringfence.machine.boards.base import Board, Surroundings
 from ringfence.machine.boot.acpi import AcpiConfig, VirtioMmioSlot
+
+if TYPE_CHECKING:
+    from ringfence.devices.virtio.device import VirtioDevice
 
 VIRTIO_BASE = 0xFEB0_0000
 FIRST_VIRTIO_GSI = 16
@@ -24,6 +26,7 @@ VIRTIO_SLOTS = 8
 
 class MicroVm(Board):
     name = "microvm"
+    has_old_parts = False
 
     def __init__(self, host: Surroundings) -> None:
         self._slots: list[VirtioMmioSlot] = []
@@ -40,7 +43,7 @@ class MicroVm(Board):
         self.map_mmio(slot.base, MMIO_BYTES, transport, f"virtio-mmio{index}")
 
     def acpi_config(self) -> AcpiConfig:
-        return replace(super().acpi_config(), virtio_mmio=tuple(self._slots))
+        return super().acpi_config().replace(virtio_mmio=tuple(self._slots))
 
     def command_line(self) -> list[str]:
         """Linux looks for PCI by ports that nobody answers, and complains, unless it is told."""

@@ -1,25 +1,33 @@
-"""ACPI tables in guest memory: RSDP, XSDT, FADT, FACS, MADT, DSDT, and HPET or MCFG where the board has them.
+"""ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT, and HPET or MCFG where the board has them.
 
-ACPI 6.4, chapter 5.2; MCFG: PCI Firmware 3.3, 4.1.2; HPET: IA-PC HPET 1.0a, 3.2.4.  The machine starts in ACPI mode: SMI_CMD is 0 and
-SCI_EN is to read as 1.
+ACPI 6.4, chapter 5.2; MCFG: PCI Firmware 3.3, 4.1.2; HPET: IA-PC HPET 1.0a, 3.2.4.  A machine without firmware starts in ACPI mode:
+SMI_CMD is 0 and SCI_EN is to read as 1.  One with firmware places the tables itself (`firmware_files`), and so they come as one
+block with a list of what depends on its address.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from ringfence.core.errors import UserError
+from ringfence.core.record import Record
 from ringfence.machine.boot import layout
 from ringfence.machine.boot.acpi_config import AcpiConfig, PciConfig, PowerConfig, SerialPort, VirtioMmioSlot
 from ringfence.machine.boot.dsdt import dsdt_body
 from ringfence.memory.guest_memory import GuestMemory
 
-__all__ = ["AcpiConfig", "PciConfig", "PowerConfig", "SerialPort", "VirtioMmioSlot", "build_tables", "checksum"]
+__all__ = ["AcpiConfig", "AcpiTables", "PciConfig", "PowerConfig", "SerialPort", "VirtioMmioSlot", "build_tables", "checksum", "lay_out"]
 
 _OEM_ID, _OEM_TABLE_ID, _CREATOR_ID = b"RINGFN", b"RINGFNCE", b"RNGF"
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _RSDP = struct.Struct("<8sB6sBIIQB3x")
-_FACS_BYTES, _FACS_ALIGNMENT = 64, 64
+RSDP_POINTERS = ((16, 4), (24, 8))  # RSDT and XSDT: offset and size in bytes
+RSDP_CHECKSUMS = ((8, 20), (32, 36))  # where each is, and over how many bytes from the start on
+CHECKSUM_OFFSET = 9  # in every other table
+_FACS_BYTES = 64
+BLOCK_ALIGNMENT = 64  # the FACS asks for it
+_FADT_POINTERS = ((36, 4), (40, 4), (140, 8))  # FIRMWARE_CTRL, DSDT, X_DSDT
 
 # FADT flags (table 5.10)
 _WBINVD, _PROC_C1, _SLP_BUTTON, _FIX_RTC = 1 << 0, 1 << 2, 1 << 5, 1 << 6
@@ -35,20 +43,46 @@ _MPS_LEVEL_ACTIVE_HIGH = 0b1101
 _MAX_LOCAL_APIC_ID = 254  # 255 is the broadcast identifier; from there on only x2APIC entries exist
 
 
+class AcpiTables(Record):
+    """The RSDP, and all other tables as one block; addresses in both are those of a block at `base`.
+
+    `pointers` are (offset, bytes) in the block; `tables` are (offset, bytes) of those tables that hold pointers and a checksum.
+    """
+
+    base: int
+    rsdp: bytes
+    block: bytes
+    pointers: tuple[tuple[int, int], ...]
+    tables: tuple[tuple[int, int], ...]
+
+
 def build_tables(memory: GuestMemory, config: AcpiConfig) -> int:
     """Writes all tables into 0xe0000-0xfffff and returns the RSDP's address.  Raises UserError when they do not fit."""
+    tables = lay_out(config, layout.ACPI_ADDR + BLOCK_ALIGNMENT)
+    if tables.base + len(tables.block) > layout.ACPI_END_ADDR:
+        raise UserError("The ACPI tables of this machine do not fit 128 KiB.", "Give it fewer CPUs or devices.")
+    memory.write(layout.ACPI_ADDR, tables.rsdp)
+    memory.write(tables.base, tables.block)
+    return layout.ACPI_ADDR
+
+
+def lay_out(config: AcpiConfig, base: int) -> AcpiTables:
+    """The tables for a block at `base`, a multiple of BLOCK_ALIGNMENT.  Raises UserError for what cannot be expressed."""
     config.check()
-    arena = _Arena(memory, layout.ACPI_ADDR + _RSDP.size)
-    facs_addr = arena.put(_facs(), _FACS_ALIGNMENT)
+    arena = _Arena(base)
+    facs_addr = arena.put(_facs(), BLOCK_ALIGNMENT)
     dsdt_addr = arena.put(_table(b"DSDT", 2, dsdt_body(config)))
-    addresses = [arena.put(_fadt(config, facs_addr, dsdt_addr)), arena.put(_madt(config))]
+    addresses = [arena.put(_fadt(config, facs_addr, dsdt_addr), pointers=_FADT_POINTERS), arena.put(_madt(config))]
     if config.hpet_base is not None:
         addresses.append(arena.put(_hpet(config.hpet_base)))
     if config.pci is not None and config.pci.ecam_base is not None:
         addresses.append(arena.put(_mcfg(config.pci.ecam_base, config.pci.bus_count)))
-    xsdt_addr = arena.put(_table(b"XSDT", 1, struct.pack(f"<{len(addresses)}Q", *addresses)))
-    memory.write(layout.ACPI_ADDR, _rsdp(xsdt_addr))
-    return layout.ACPI_ADDR
+    count = len(addresses)
+    roots = []
+    for signature, size, code in ((b"RSDT", 4, "I"), (b"XSDT", 8, "Q")):
+        table = _table(signature, 1, struct.pack(f"<{count}{code}", *addresses))
+        roots.append(arena.put(table, pointers=[(_HEADER.size + size * n, size) for n in range(count)]))
+    return AcpiTables(base, _rsdp(*roots), bytes(arena.block), tuple(arena.pointers), tuple(arena.tables))
 
 
 def checksum(data: bytes | bytearray) -> int:
@@ -57,33 +91,37 @@ def checksum(data: bytes | bytearray) -> int:
 
 
 class _Arena:
-    """Tables one after the other in the BIOS area."""
+    """Tables one after the other from `base` on."""
 
-    def __init__(self, memory: GuestMemory, start: int) -> None:
-        self._memory = memory
-        self._next = start
+    def __init__(self, base: int) -> None:
+        self._base = base
+        self.block = bytearray()
+        self.pointers: list[tuple[int, int]] = []
+        self.tables: list[tuple[int, int]] = []
 
-    def put(self, table: bytes, alignment: int = 16) -> int:
-        address = -(-self._next // alignment) * alignment
-        if address + len(table) > layout.ACPI_END_ADDR:
-            raise UserError("The ACPI tables of this machine do not fit 128 KiB.", "Give it fewer CPUs or devices.")
-        self._memory.write(address, table)
-        self._next = address + len(table)
-        return address
+    def put(self, table: bytes, alignment: int = 16, pointers: Sequence[tuple[int, int]] = ()) -> int:
+        """Appends a table and returns its address; `pointers` are (offset, bytes) in the table."""
+        self.block += bytes(-len(self.block) % alignment)
+        offset = len(self.block)
+        self.block += table
+        self.pointers += [(offset + at, size) for at, size in pointers]
+        if pointers:
+            self.tables.append((offset, len(table)))
+        return self._base + offset
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     header = (signature, _HEADER.size + len(body), revision, 0, _OEM_ID, _OEM_TABLE_ID, 1, _CREATOR_ID, 1)
     table = bytearray(_HEADER.pack(*header) + body)
-    table[9] = checksum(table)
+    table[CHECKSUM_OFFSET] = checksum(table)
     return bytes(table)
 
 
-def _rsdp(xsdt_addr: int) -> bytes:
-    """Revision 2 has two checksums, of the first 20 bytes and of all 36; no RSDT, as every reader of revision 2 takes the XSDT."""
-    rsdp = bytearray(_RSDP.pack(b"RSD PTR ", 0, _OEM_ID, 2, 0, _RSDP.size, xsdt_addr, 0))
-    rsdp[8] = checksum(rsdp[:20])
-    rsdp[32] = checksum(rsdp)
+def _rsdp(rsdt_addr: int, xsdt_addr: int) -> bytes:
+    """Revision 2 has two checksums, of the first 20 bytes and of all 36; readers of revision 1 take the RSDT."""
+    rsdp = bytearray(_RSDP.pack(b"RSD PTR ", 0, _OEM_ID, 2, rsdt_addr, _RSDP.size, xsdt_addr, 0))
+    for at, size in RSDP_CHECKSUMS:
+        rsdp[at] = checksum(rsdp[:size])
     return bytes(rsdp)
 
 
@@ -110,7 +148,7 @@ def _fadt(config: AcpiConfig, facs_addr: int, dsdt_addr: int) -> bytes:
     body = b"".join(
         (
             struct.pack("<IIBBH", facs_addr, dsdt_addr, 0, 0, power.sci_gsi),
-            struct.pack("<IBBBB", 0, 0, 0, 0, 0),  # SMI_CMD, ACPI_ENABLE, ACPI_DISABLE, S4BIOS_REQ, PSTATE_CNT
+            struct.pack("<IBBBB", power.smi_command_port, power.acpi_enable, power.acpi_disable, 0, 0),  # no S4BIOS_REQ, PSTATE_CNT
             struct.pack("<IIII", power.pm1_event_port, 0, power.pm1_control_port, 0),
             struct.pack("<IIII", 0, power.pm_timer_port, 0, 0),  # PM2_CNT, PM_TMR, GPE0, GPE1
             struct.pack("<BBBBBBBB", 4, 2, 0, 4, 0, 0, 0, 0),  # lengths of the blocks, GPE1_BASE, CST_CNT

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ringfence.core.errors import UserError
+from ringfence.core.record import Record
 from ringfence.core.units import MIB
 
 _LEGACY_GSIS = 16
 
 
-@dataclass(frozen=True)
-class SerialPort:
+class SerialPort(Record):
     """A 16550 at eight I/O ports from `base` on, with an ISA interrupt line."""
 
     base: int = 0x3F8
     irq: int = 4
 
 
-@dataclass(frozen=True)
-class VirtioMmioSlot:
+class VirtioMmioSlot(Record):
     """A virtio-mmio transport; level-triggered, active high."""
 
     base: int
@@ -27,11 +24,11 @@ class VirtioMmioSlot:
     size_bytes: int = 0x200
 
 
-@dataclass(frozen=True)
-class PowerConfig:
+class PowerConfig(Record):
     """Fixed ACPI hardware (ACPI 6.4, 4.8): PM1a event block (4 ports), PM1a control block (2), PM timer (4), reset register (1).
 
     `s5_sleep_type` is what the guest writes to SLP_TYP of PM1a_CNT to power off.  The SCI is level-triggered, active high.
+    With `smi_command_port` the machine starts in legacy mode; `acpi_enable` and `acpi_disable` written there switch.
     """
 
     sci_gsi: int = 9
@@ -42,18 +39,22 @@ class PowerConfig:
     reset_port: int = 0xCF9
     reset_value: int = 0x06
     s5_sleep_type: int = 5
+    smi_command_port: int = 0
+    acpi_enable: int = 0
+    acpi_disable: int = 0
 
 
-@dataclass(frozen=True)
-class PciConfig:
+class PciConfig(Record):
     """A PCI host bridge with configuration at ports 0xcf8-0xcff and, where `ecam_base` is given, memory-mapped too.
 
     `memory_window` and `memory_window64` are (base, bytes) from which BARs are assigned.  Pin p (INTA = 0) of slot s is wired to
-    `gsis[(s + p) % len(gsis)]`, level-triggered.
+    `gsis[(s + p) % len(gsis)]`, level-triggered; firmware may have routed the same wires to `pic_irqs` of the 8259 pair, for
+    systems that use no I/O APIC.
     """
 
     memory_window: tuple[int, int]
     gsis: tuple[int, ...] = (16, 17, 18, 19)
+    pic_irqs: tuple[int, ...] = ()
     memory_window64: tuple[int, int] | None = None
     ecam_base: int | None = None
     bus_count: int = 1
@@ -63,12 +64,11 @@ class PciConfig:
         return self.bus_count * MIB
 
 
-@dataclass(frozen=True)
-class AcpiConfig:
+class AcpiConfig(Record):
     """Local APIC identifiers are 0 to `cpus` - 1.  `pic` says that there is an 8259 pair, whose line 0 (timer) is wired to GSI 2."""
 
     cpus: int = 1
-    power: PowerConfig = field(default_factory=PowerConfig)
+    power: PowerConfig = PowerConfig()
     local_apic_base: int = 0xFEE0_0000
     io_apic_base: int = 0xFEC0_0000
     io_apic_id: int = 0
@@ -77,6 +77,8 @@ class AcpiConfig:
     rtc: bool = True
     ps2: bool = False
     vga: bool = False
+    floppy: bool = False
+    parallel_ports: tuple[SerialPort, ...] = ()
     hpet_base: int | None = None
     virtio_mmio: tuple[VirtioMmioSlot, ...] = ()
     pci: PciConfig | None = None

@@ -77,6 +77,17 @@ def method(path: str, argument_count: int, *terms: bytes) -> bytes:
     return _sized(b"\x14", name_path(path) + bytes([argument_count]) + b"".join(terms))
 
 
+def if_(predicate: Term, *terms: bytes) -> bytes:
+    return _sized(b"\xa0", term(predicate) + b"".join(terms))
+
+
+def store(source: bytes, target: bytes) -> bytes:
+    return b"\x70" + source + target
+
+
+ARG0 = b"\x68"
+
+
 def return_(value: Term) -> bytes:
     return b"\xa4" + term(value)
 
@@ -110,6 +121,11 @@ def io_ports(base: int, count: int) -> bytes:
 def irq(*lines: int) -> bytes:
     """IRQNoFlags: edge-triggered, active high, exclusive (6.4.2.1)."""
     return struct.pack("<BH", 0x22, sum(1 << line for line in lines))
+
+
+def dma(channel: int) -> bytes:
+    """Compatibility mode, 8 bits, no bus master (6.4.2.2)."""
+    return struct.pack("<BBB", 0x2A, 1 << channel, 0)
 
 
 def interrupt(gsi: int) -> bytes:

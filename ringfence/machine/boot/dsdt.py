@@ -12,13 +12,18 @@ from ringfence.machine.boot import aml
 from ringfence.machine.boot.acpi_config import AcpiConfig, PciConfig, SerialPort, VirtioMmioSlot
 
 _ROUTED_PCI_SLOTS = 32
+_MODEL = "\\PICM"
 _STA_PRESENT_ENABLED_FUNCTIONING = 0x0F
 
 
 def dsdt_body(config: AcpiConfig) -> bytes:
     """The AML after the table's header."""
     s5 = config.power.s5_sleep_type
-    parts = [aml.name("\\_S5", aml.package([s5, s5, 0, 0])), aml.scope("\\_SB", *_devices(config))]
+    parts = [aml.name("\\_S5", aml.package([s5, s5, 0, 0]))]
+    if config.pci is not None and config.pci.pic_irqs:
+        # 5.8.1: the operating system tells which interrupt model it uses; the 8259 pair until then.
+        parts += [aml.name(_MODEL, 0), aml.method("\\_PIC", 1, aml.store(aml.ARG0, aml.name_path(_MODEL)))]
+    parts.append(aml.scope("\\_SB", *_devices(config)))
     return b"".join(parts)
 
 
@@ -32,6 +37,11 @@ def _devices(config: AcpiConfig) -> Iterator[bytes]:
     if config.ps2:
         yield _legacy("KBD", "PNP0303", aml.io_ports(0x60, 1), aml.io_ports(0x64, 1), aml.irq(1))
         yield _legacy("MOU", "PNP0F13", aml.irq(12))
+    if config.floppy:
+        floppy_ports = (aml.io_ports(0x3F2, 4), aml.io_ports(0x3F7, 1))
+        yield _legacy("FDC0", "PNP0700", *floppy_ports, aml.irq(6), aml.dma(2))
+    for index, port in enumerate(config.parallel_ports):
+        yield _legacy(f"LPT{index + 1}", "PNP0400", aml.io_ports(port.base, 8), aml.irq(port.irq))
     if config.hpet_base is not None:
         yield _legacy("HPET", "PNP0103", aml.memory32_fixed(config.hpet_base, 0x400))
     for index, slot in enumerate(config.virtio_mmio):
@@ -78,16 +88,26 @@ def _host_bridge(pci: PciConfig) -> bytes:
     identity = [aml.name("_HID", aml.eisa_id("PNP0A08" if express else "PNP0A03"))]
     if express:
         identity.append(aml.name("_CID", aml.eisa_id("PNP0A03")))
-    pins = len(pci.gsis)
-    routes = [(slot, pin, pci.gsis[(slot + pin) % pins]) for slot in range(_ROUTED_PCI_SLOTS) for pin in range(4)]
     return aml.device(
         "PCI0",
         *identity,
         aml.name("_UID", 0),
         aml.name("_BBN", 0),
         aml.name("_CRS", aml.resources(*windows)),
-        aml.name("_PRT", aml.routing(routes)),
+        _routing(pci),
     )
+
+
+def _routing(pci: PciConfig) -> bytes:
+    """_PRT (6.2.13), fixed routes without link devices; which of them, the interrupt model says."""
+    if not pci.pic_irqs:
+        return aml.name("_PRT", aml.routing(_routes(pci.gsis)))
+    io_apic = aml.if_(aml.name_path(_MODEL), aml.return_(aml.routing(_routes(pci.gsis))))
+    return aml.method("_PRT", 0, io_apic, aml.return_(aml.routing(_routes(pci.pic_irqs))))
+
+
+def _routes(wires: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    return [(slot, pin, wires[(slot + pin) % len(wires)]) for slot in range(_ROUTED_PCI_SLOTS) for pin in range(4)]
 
 
 def _ecam_reservation(base: int, size_bytes: int) -> bytes:

@@ -1,6 +1,6 @@
-"""ELF64 kernels: segments, entry point, PVH note.
+"""ELF kernels of 32 and 64 bits: segments, entry point, PVH note.
 
-Format: System V ABI, "Object Files" and "Program Loading"; AMD64 supplement.  The PVH entry is note type 18 of name "Xen"
+Format: System V ABI, "Object Files" and "Program Loading"; Intel386 and AMD64 supplements.  The PVH entry is note type 18 of name "Xen"
 (XEN_ELFNOTE_PHYS32_ENTRY, Xen public/elfnote.h).
 """
 
@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ringfence.core.errors import ImageError, UserError
+from ringfence.core.record import Record
 from ringfence.core.units import MIB, format_size
 from ringfence.machine.boot import layout
 from ringfence.memory.guest_memory import GuestMemory
 
 MAGIC = b"\x7fELF"
 
-_CLASS_64, _DATA_LSB = 2, 1
+_CLASS_32, _CLASS_64, _DATA_LSB = 1, 2, 1
 _ET_EXEC, _ET_DYN = 2, 3
 _EM_386, _EM_X86_64 = 3, 62
 _PT_LOAD, _PT_NOTE = 1, 4
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+_PROGRAM_HEADER32 = struct.Struct("<IIIIIIII")
 _NOTE_HEADER = struct.Struct("<III")
 _XEN_PHYS32_ENTRY = 18
-_MULTIBOOT_MAGICS = (b"\x02\xb0\xad\x1b", b"\xd6\x50\x52\xe8")  # of the headers of Multiboot 1 and 2
-_MULTIBOOT_SEARCH_BYTES = 32768
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(Record):
     """A PT_LOAD: `data` at guest physical `paddr`, then zeros up to `memory_bytes`."""
 
     paddr: int
@@ -42,13 +40,16 @@ class Segment:
         return self.paddr + self.memory_bytes
 
 
-@dataclass(frozen=True)
-class ElfKernel:
-    """`entry` is a guest physical address; so is `pvh_entry` (32-bit protected mode), None where the kernel has none."""
+class ElfKernel(Record):
+    """`entry` is a guest physical address; so is `pvh_entry` (32-bit protected mode), None where the kernel has none.
+
+    `bits` is the file's class, 32 or 64.
+    """
 
     entry: int
     pvh_entry: int | None
     segments: tuple[Segment, ...]
+    bits: int = 64
 
     @property
     def base(self) -> int:
@@ -60,27 +61,30 @@ class ElfKernel:
 
 
 def parse(data: bytes, name: str) -> ElfKernel:
-    """Raises ImageError when `data` is not a whole ELF executable for x86-64; `name` is for the message."""
+    """Raises ImageError when `data` is not a whole ELF executable for x86; `name` is for the message."""
     if len(data) < 64 or data[:4] != MAGIC:
         raise _damaged(name, "its ELF header is not complete")
     machine = int.from_bytes(data[18:20], "little")
     if data[5] != _DATA_LSB or machine not in (_EM_386, _EM_X86_64):
         raise ImageError(f"{name} is an ELF file for another processor (machine {machine}).", "Give a kernel built for x86-64.")
-    if data[4] != _CLASS_64 or machine == _EM_386:
-        kind = "a 32-bit Multiboot kernel" if _is_multiboot(data) else "a 32-bit ELF kernel"
-        raise ImageError(f"{name} is {kind}; entry in 32-bit mode comes in a later version.", "Give a 64-bit kernel (bzImage or ELF64).")
-    kind, entry, table_offset = struct.unpack_from("<H6xQQ", data, 16)
-    entry_bytes, entry_count = struct.unpack_from("<HH", data, 54)
+    wide = data[4] == _CLASS_64
+    if data[4] not in (_CLASS_32, _CLASS_64) or (wide and machine == _EM_386):
+        raise _damaged(name, "its class does not suit its processor")
+    kind, entry, table_offset = struct.unpack_from("<H6xQQ" if wide else "<H6xII", data, 16)
+    entry_bytes, entry_count = struct.unpack_from("<HH", data, 54 if wide else 42)
     if kind not in (_ET_EXEC, _ET_DYN):
         raise ImageError(f"{name} is an ELF object file, not a linked kernel.", "Give the linked kernel (vmlinux) or a bzImage.")
-    if entry_bytes != _PROGRAM_HEADER.size or table_offset + entry_bytes * entry_count > len(data):
+    program_header = _PROGRAM_HEADER if wide else _PROGRAM_HEADER32
+    if entry_bytes != program_header.size or table_offset + entry_bytes * entry_count > len(data):
         raise _damaged(name, "its program headers lie outside of the file")
     segments: list[Segment] = []
     pvh_entry: int | None = None
     for index in range(entry_count):
-        kind, _, offset, vaddr, paddr, file_bytes, memory_bytes, alignment = _PROGRAM_HEADER.unpack_from(
-            data, table_offset + index * entry_bytes
-        )
+        fields = program_header.unpack_from(data, table_offset + index * entry_bytes)
+        if wide:
+            kind, _, offset, vaddr, paddr, file_bytes, memory_bytes, alignment = fields
+        else:
+            kind, offset, vaddr, paddr, file_bytes, memory_bytes, _, alignment = fields
         if kind not in (_PT_LOAD, _PT_NOTE) or not (file_bytes or memory_bytes):
             continue
         if offset + file_bytes > len(data):
@@ -94,7 +98,7 @@ def parse(data: bytes, name: str) -> ElfKernel:
             segments.append(Segment(paddr, vaddr, memory_bytes, content))
     if not segments:
         raise ImageError(f"{name} has no segment to load.", "Give the linked kernel (vmlinux) or a bzImage.")
-    return ElfKernel(_physical(entry, segments, name), pvh_entry, tuple(segments))
+    return ElfKernel(_physical(entry, segments, name), pvh_entry, tuple(segments), 64 if wide else 32)
 
 
 def load(memory: GuestMemory, kernel: ElfKernel, name: str) -> None:
@@ -157,10 +161,6 @@ def _notes(notes: memoryview, alignment: int) -> Iterator[tuple[bytes, int, byte
         owner = bytes(notes[name_at : name_at + name_bytes]).rstrip(b"\0")
         yield owner, kind, bytes(notes[content_at : content_at + content_bytes])
         offset = -(-(content_at + content_bytes) // alignment) * alignment
-
-
-def _is_multiboot(data: bytes) -> bool:
-    return any(magic in data[:_MULTIBOOT_SEARCH_BYTES] for magic in _MULTIBOOT_MAGICS)
 
 
 def _damaged(name: str, why: str) -> ImageError:

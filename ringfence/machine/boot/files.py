@@ -60,4 +60,4 @@ def not_a_kernel(data: bytes, name: str) -> ImageError:
     """The error for a file that no loader knows, telling what it seems to be."""
     kind = "an empty file" if not data else "no kernel that is known here"
     kind = next((text for offset, magic, text in _NOT_KERNELS if data[offset : offset + len(magic)] == magic), kind)
-    return ImageError(f"{name} is {kind}.", "Give a 64-bit Linux kernel (bzImage or vmlinux) or another ELF64 kernel for x86-64.")
+    return ImageError(f"{name} is {kind}.", "Give a Linux kernel (bzImage or vmlinux), a Multiboot kernel, or another ELF kernel for x86.")

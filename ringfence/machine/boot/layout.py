@@ -43,6 +43,8 @@ LOW_RAM_END = 0xC000_0000
 HIGH_RAM_ADDR = 4 * GIB
 
 MIN_RAM_BYTES = 2 * MIB
+FIRMWARE_HIGH_BYTES = MIB
+"""SeaBIOS keeps ACPI tables and its own data at the end of the RAM below 4 GiB (256 KiB and what option ROMs ask for)."""
 
 E820_RAM = 1
 E820_RESERVED = 2
@@ -75,8 +77,14 @@ def low_ram_end(memory: GuestMemory) -> int:
     return next((region.end for region in memory.regions if region.base == 0), 0)
 
 
-def memory_map(memory: GuestMemory, reserved: Iterable[tuple[int, int]] = ()) -> list[E820Entry]:
-    """The ranges that a guest is told of, ascending and disjoint.
+def usable_end(memory: GuestMemory, *, behind_firmware: bool) -> int:
+    """End of the RAM from address 0 on that a kernel may use."""
+    end = low_ram_end(memory)
+    return end - FIRMWARE_HIGH_BYTES if behind_firmware and end > 2 * HIGH_MEMORY_ADDR else end
+
+
+def memory_map(memory: GuestMemory, reserved: Iterable[tuple[int, int]] = (), *, behind_firmware: bool = False) -> list[E820Entry]:
+    """The ranges that a guest is told of, ascending and disjoint.  `behind_firmware`: the top of RAM below 4 GiB is its.
 
     `reserved` are further (base, size_bytes) ranges outside of RAM that firmware would reserve, such as the PCI
     configuration window (PCI Firmware 3.3, 4.1.2).
@@ -89,8 +97,11 @@ def memory_map(memory: GuestMemory, reserved: Iterable[tuple[int, int]] = ()) ->
         holes = [(EBDA_ADDR, VIDEO_ADDR - EBDA_ADDR, E820_RESERVED), (ACPI_ADDR, ACPI_END_ADDR - ACPI_ADDR, E820_RESERVED)]
         entries += [E820Entry(*hole) for hole in holes]
         entries.append(E820Entry(0, EBDA_ADDR, E820_RAM))
-        if region.end > HIGH_MEMORY_ADDR:
-            entries.append(E820Entry(HIGH_MEMORY_ADDR, region.end - HIGH_MEMORY_ADDR, E820_RAM))
+        end = usable_end(memory, behind_firmware=behind_firmware)
+        if end > HIGH_MEMORY_ADDR:
+            entries.append(E820Entry(HIGH_MEMORY_ADDR, end - HIGH_MEMORY_ADDR, E820_RAM))
+        if end < region.end:
+            entries.append(E820Entry(end, region.end - end, E820_RESERVED))
     entries.sort()
     for before, after in pairwise(entries):
         if before.end > after.base:

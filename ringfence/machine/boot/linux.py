@@ -12,11 +12,12 @@ from ringfence.core.errors import UserError
 from ringfence.core.units import PAGE_BYTES
 from ringfence.machine.boot import layout
 from ringfence.machine.boot.bzimage import HEADER_OFFSET
-from ringfence.machine.boot.layout import E820Entry
+from ringfence.machine.boot.layout import E820_RAM, E820Entry
 from ringfence.memory.guest_memory import GuestMemory
 
-# Of struct boot_params.  screen_info (from 0x000 on) stays zero: no video mode, lines and columns mean that there is no VGA
-# to be probed.  The sentinel (0x1ef) stays zero too: it says that a loader filled the page field by field.
+# Of struct boot_params.  Where no firmware set up a screen, screen_info (from 0x000 on) stays zero: no video mode, lines and columns
+# mean that there is no VGA to be probed.  The sentinel (0x1ef) stays zero too: it says that a loader filled the page field by field.
+_EXT_MEM_K, _ALT_MEM_K = 0x002, 0x1E0  # before E820: KiB above 1 MiB, in 16 and in 32 bits
 _ACPI_RSDP_ADDR, _EXT_RAMDISK_IMAGE, _EXT_RAMDISK_SIZE = 0x070, 0x0C0, 0x0C4
 _E820_ENTRIES, _E820_TABLE, _E820_MAX = 0x1E8, 0x2D0, 128
 
@@ -39,8 +40,10 @@ def write_zero_page(
     initrd: tuple[int, int],
     e820: Sequence[E820Entry],
     acpi_rsdp: int | None,
+    *,
+    text_screen: bool = False,
 ) -> int:
-    """Fills the zero page and returns its address.
+    """Fills the zero page and returns its address.  `text_screen`: firmware left a VGA in its text mode of 80 by 25.
 
     `header` is a bzImage's own setup header, None for a bare vmlinux, for which one is made up; `initrd` is (address, bytes), (0, 0)
     for none.  The command line is at its fixed place already.
@@ -52,6 +55,12 @@ def write_zero_page(
         struct.pack_into("<I", page, _CMDLINE_SIZE, DEFAULT_CMDLINE_MAX_BYTES)
     else:
         page[HEADER_OFFSET : HEADER_OFFSET + len(header)] = header
+    if text_screen:
+        # orig_x, orig_y, ..., orig_video_page, mode, columns, ..., ega_bx, ..., lines, isVGA, points
+        struct.pack_into("<BB2xHBB2xH2xBBH", page, 0, 0, 24, 0, 3, 80, 3, 25, 1, 16)
+    above_1m = sum(e.size_bytes for e in e820 if e.kind == E820_RAM and e.base == layout.HIGH_MEMORY_ADDR) // 1024
+    struct.pack_into("<H", page, _EXT_MEM_K, min(above_1m, 0xFC00))
+    struct.pack_into("<I", page, _ALT_MEM_K, min(above_1m, 0xFFFF_FFFF))
     address, size_bytes = initrd
     struct.pack_into("<H", page, _VID_MODE, _VID_MODE_NORMAL)
     page[_TYPE_OF_LOADER] = _LOADER_UNDEFINED

@@ -6,16 +6,25 @@ endian), which gzip's own trailer supplies and the kernel's build appends for th
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import zlib
 from collections.abc import Callable
-
-import lz4.block
-import zstandard
+from typing import TYPE_CHECKING
 
 from ringfence.core.errors import RingfenceError
+from ringfence.core.late import LateModule
 from ringfence.core.units import GIB, MIB
+
+if TYPE_CHECKING:
+    import bz2
+    import lzma
+
+    import zstandard
+    from lz4 import block as lz4_block
+else:  # a kernel is packed in one way only
+    bz2 = LateModule("bz2")
+    lzma = LateModule("lzma")
+    lz4_block = LateModule("lz4.block")
+    zstandard = LateModule("zstandard")
 
 MAX_KERNEL_BYTES = 1 * GIB
 _LZ4_LEGACY_BLOCK_BYTES = 8 * MIB
@@ -41,7 +50,7 @@ def unpack(payload: bytes | memoryview) -> bytes:
         raise UnpackError(f"its unpacked size is given as {size_bytes} bytes")
     try:
         unpacked = decompress(payload, size_bytes)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, lz4_block.LZ4BlockError, zstandard.ZstdError) as error:
         raise UnpackError(str(error)) from error
     if len(unpacked) != size_bytes:
         raise UnpackError(f"{len(unpacked)} bytes came out of it instead of {size_bytes}")
@@ -80,7 +89,7 @@ def _lz4_legacy(payload: bytes, size_bytes: int) -> bytes:
         if offset + block_bytes > end or not block_bytes:
             raise UnpackError("an LZ4 block ends after the payload")
         room = min(left, _LZ4_LEGACY_BLOCK_BYTES)
-        part = lz4.block.decompress(memoryview(payload)[offset : offset + block_bytes], uncompressed_size=room)
+        part = lz4_block.decompress(memoryview(payload)[offset : offset + block_bytes], uncompressed_size=room)
         parts.append(part)
         offset += block_bytes
         left -= len(part)

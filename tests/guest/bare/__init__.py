@@ -93,13 +93,14 @@ def run(
     board: str = "microvm",
     memory: str = "64M",
     environment: dict[str, str] | None = None,
+    module: str = "ringfence",
 ) -> Run:
     """Runs a kernel in a monitor process of its own; `timeout_s` is the guest's, the process gets 20 s more."""
     _prepare()
     stats = kernel.with_suffix(".stats")
     stats.unlink(missing_ok=True)
     options = ["--board", board, "--memory", memory, "--timeout", str(timeout_s), "--stats", str(stats), "--device", "debug-exit"]
-    with Session("--kernel", str(kernel), *options, *arguments, environment=environment) as session:
+    with Session("--kernel", str(kernel), *options, *arguments, environment=environment, module=module) as session:
         status = session.end(timeout_s + 20)
         console, messages = session.transcript.decode(errors="replace"), session.errors
     return Run(status, console, messages, json.loads(stats.read_text()) if stats.exists() else {})

@@ -51,6 +51,29 @@ def elf64(
     return header + table + code + note
 
 
+def elf32(code: bytes = b"\xf4", paddr: int = 0x20_0000, entry: int | None = None, memory_bytes: int | None = None) -> bytes:
+    """One PT_LOAD."""
+    ident = b"\x7fELF\x01\x01\x01" + bytes(9)
+    header = ident + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, paddr if entry is None else entry, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    size = len(code) if memory_bytes is None else memory_bytes
+    return header + struct.pack("<IIIIIIII", 1, 84, paddr, paddr, len(code), size, 7, 0x1000) + code
+
+
+def multiboot_header(flags: int, *fields: int) -> bytes:
+    return struct.pack(f"<III{len(fields)}I", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFF_FFFF, *fields)
+
+
+def multiboot_elf32(flags: int = 3, entry: int | None = None) -> bytes:
+    """The header right at the segment's start."""
+    return elf32(multiboot_header(flags) + b"\xf4" * 16, entry=0x20_000C if entry is None else entry, memory_bytes=0x1000)
+
+
+def multiboot_flat(base: int = 0x10_0000, junk: int = 64, load_end: int = 0, bss: int = 0x2000) -> bytes:
+    """No ELF: `junk` bytes that are not loaded, then the header and its code."""
+    code = multiboot_header(1 << 16, base, base, load_end, base + bss, base + 32) + b"\xf4" * 64
+    return bytes(junk) + code
+
+
 def bzimage(
     payload: bytes = b"",
     version: int = 0x20F,
@@ -60,6 +83,7 @@ def bzimage(
     relocatable: bool = True,
     initrd_addr_max: int = 0x7FFF_FFFF,
     cmdline_size: int = 2047,
+    code32_start: int = 0x10_0000,
 ) -> bytes:
     """One setup sector, 1 KiB of code, then the payload."""
     setup = bytearray(1024)
@@ -69,6 +93,7 @@ def bzimage(
     struct.pack_into("<I", setup, 0x1F4, len(code) // 16)
     setup[0x1FE:0x206] = b"\x55\xaa\xeb\x6aHdrS"
     struct.pack_into("<H", setup, 0x206, version)
+    struct.pack_into("<BxxI", setup, 0x211, 1, code32_start)
     struct.pack_into("<IIB", setup, 0x22C, initrd_addr_max, 0x20_0000, relocatable)
     struct.pack_into("<HI", setup, 0x236, xloadflags, cmdline_size)
     struct.pack_into("<II", setup, 0x248, 1024 if payload else 0, len(payload))

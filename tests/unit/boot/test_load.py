@@ -12,7 +12,18 @@ from ringfence.core.units import GIB, MIB
 from ringfence.machine.boot import layout
 from ringfence.machine.boot.load import BootState, Prefer, load_kernel, unpack_vmlinux
 from ringfence.memory.guest_memory import GuestMemory
-from tests.unit.boot.images import KERNELS_VARIABLE, bzimage, close_memories, elf64, gzip_payload, machine_memory, real_kernels
+from tests.unit.boot.images import (
+    KERNELS_VARIABLE,
+    bzimage,
+    close_memories,
+    elf32,
+    elf64,
+    gzip_payload,
+    machine_memory,
+    multiboot_elf32,
+    multiboot_flat,
+    real_kernels,
+)
 
 ELF_ONLY: tuple[Prefer, ...] = ("elf", "pvh")
 LZO = b"\x89LZO\0\r\n\x1a\n" + bytes(60)
@@ -67,7 +78,8 @@ def test_vmlinux_elf() -> None:
     page = _zero_page(memory)
     assert page[0x1FE:0x200] == b"\x55\xaa" and page[0x202:0x206] == b"HdrS"
     assert page[0x210] == 0xFF and page[0x211] & 1 and page[0x1EF] == 0
-    assert page[:0x40] == bytes(0x40)
+    assert page[:2] == bytes(2) and page[4:0x40] == bytes(0x3C)  # no screen; between them how much memory there is, as of old
+    assert struct.unpack_from("<H", page, 2) == (63 * 1024,)
     assert struct.unpack_from("<Q", page, 0x70) == (0xE0000,)
     (cmd_line_ptr,) = struct.unpack_from("<I", page, 0x228)
     assert memory.read(cmd_line_ptr, 14) == b"console=ttyS0\0"
@@ -180,8 +192,8 @@ REFUSED = {
     "initrd": (b"070701" + bytes(600), "cpio archive"),
     "arm": (bytes(56) + b"ARM\x64" + bytes(600), "64-bit ARM"),
     "disk": (bytes(510) + b"\x55\xaa" + bytes(600), "boot sector"),
-    "elf32": (ELF32, "32-bit ELF kernel; entry in 32-bit mode comes in a later version"),
-    "multiboot": (ELF32 + b"\x02\xb0\xad\x1b", "Multiboot"),
+    "elf32 with the header of elf64": (ELF32, "program headers"),
+    "elf64 for i386": (elf64()[:18] + b"\x03\x00" + elf64()[20:], "class"),
     "aarch64 elf": (elf64()[:18] + b"\xb7\x00" + elf64()[20:], "another processor"),
     "object file": (elf64()[:16] + b"\x01\x00" + elf64()[18:], "object file"),
     "cut elf": (elf64(bytes(5000))[:-1], "ends 1 bytes after"),
@@ -191,10 +203,10 @@ REFUSED = {
     "large elf": (elf64(memory_bytes=GIB), "needs 1 GiB"),
     "high elf": (elf64(paddr=5 * GIB), "Link the kernel"),
     "smaller in memory": (elf64(b"1234", memory_bytes=3), "larger in the file"),
-    "32-bit bzImage": (bzimage(xloadflags=0), "no 64-bit entry point"),
-    "old bzImage": (bzimage(version=0x206), "2.06"),
+    "bzImage without protected-mode entry": (bzimage(xloadflags=0, code32_start=0), "real mode only"),
+    "very old bzImage": (bzimage(version=0x201, xloadflags=0), "real mode only"),
     "cut bzImage": (bzimage(bytes(5000))[:3000], "cut short"),
-    "cut setup header": (bzimage()[:0x240], "cut short"),
+    "cut setup header": (bzimage()[:0x228], "cut short"),
     "damaged payload": (bzimage(gzip_payload(elf64(bytes(5000)))[:40] + b"\1\0\0\0"), "damaged"),
 }
 
@@ -212,7 +224,14 @@ def test_nul_in_command_line() -> None:
         load_kernel(machine_memory(), elf64(), None, "a\0b")
 
 
-_FUZZ_BASES = (elf64(bytes(64), pvh_entry=0x20_0000), bzimage(gzip_payload(elf64())), bzimage(LZO))
+_FUZZ_BASES = (
+    elf64(bytes(64), pvh_entry=0x20_0000),
+    bzimage(gzip_payload(elf64())),
+    bzimage(LZO),
+    elf32(bytes(64)),
+    multiboot_elf32(),
+    multiboot_flat(),
+)
 
 
 @settings(max_examples=400, deadline=None)

@@ -143,3 +143,33 @@ def test_save_keeps_fifo_and_queue() -> None:
         other.load({**saved, "fifo_bytes": 17})
     with pytest.raises(SnapshotError):
         other.load({**saved, "queue": [256]})
+
+
+def test_what_needs_no_device() -> None:
+    """A console polls LSR and writes THR with its interrupt disabled; in every other state both reach the device."""
+    uart, _, _ = make()
+
+    def hints() -> tuple[int | None, bool]:
+        return uart.line_status.value, uart.transmitter.gather
+
+    assert hints() == (0x60, True)
+    uart.write(1, 1, 2)
+    assert hints() == (0x60, False)
+    uart.write(1, 1, 0)
+    uart.write(3, 1, 0x83)
+    assert hints() == (0x60, False)
+    uart.write(3, 1, 3)
+    uart.receive(b"ab")
+    assert hints() == (0x61, True)
+    uart.read(0, 1)
+    uart.read(0, 1)
+    assert hints() == (0x60, True)
+    uart.write(4, 1, 0x10)
+    assert hints() == (0x60, False)
+    for _ in range(2):
+        uart.write(0, 1, 0x41)
+    assert hints() == (None, False)  # an overrun that a read of LSR would clear
+    uart.read(5, 1)
+    assert hints() == (0x61, False)
+    uart.reset()
+    assert hints() == (0x60, True)

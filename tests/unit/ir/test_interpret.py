@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.ir.interpret import GuestFault, Interpreter
+from ringfence.ir.fault import GuestFault
+from ringfence.ir.interpret import Interpreter
 from ringfence.ir.ops import COMPARE, PURE, join_lanes, mask, signed, split_lanes
 from ringfence.ir.value import Trace, Value
 
@@ -130,8 +131,15 @@ def test_memory() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "operands", "after"),
-    [("add", [3], 0x03), ("and", [0xF0], 0), ("or", [0xF0], 0xF0), ("xor", [0xFF], 0xFF), ("xchg", [9], 9), ("cas", [0, 7], 7),
-    ("cas", [1, 7], 0)],
+    [
+        ("add", [3], 0x03),
+        ("and", [0xF0], 0),
+        ("or", [0xF0], 0xF0),
+        ("xor", [0xFF], 0xFF),
+        ("xchg", [9], 9),
+        ("cas", [0, 7], 7),
+        ("cas", [1, 7], 0),
+    ],
 )
 def test_atomics_return_the_old_value(kind: str, operands: list[int], after: int) -> None:
     trace = Trace()

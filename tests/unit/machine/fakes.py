@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringfence.engine.api import Engine, Exit, Halt, Interrupted
+from ringfence.engine.api import Engine, Exit, Halt, Interrupted, Watch
 from ringfence.machine.engines import EngineChoice, EngineParts
 
 Step = Exit | Callable[["ScriptedEngine"], Exit | None]
@@ -45,6 +45,13 @@ class ScriptedEngine:
         self._kicked.clear()
         return Interrupted()
 
+    def step(self, interrupts: bool) -> Exit | None:
+        self.registers["rip"] += 1
+        return None
+
+    def set_points(self, breakpoints: Sequence[int], watches: Sequence[Watch]) -> None:
+        self.points = (tuple(breakpoints), tuple(watches))
+
     def kick(self) -> None:
         self._kicked.set()
 
@@ -58,6 +65,9 @@ class ScriptedEngine:
     def write_state(self, values: dict[str, int]) -> None:
         self.registers.update(values)
         self.starts += 1
+
+    def rest(self) -> int:
+        return 0
 
     def stats(self) -> dict[str, Any]:
         return {"guest_instructions": 7, "seconds": {"translation": 0.0}, "exits": {"PortIO": 3}}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from ringfence.core.errors import GuestError, GuestMemoryError, RingfenceError, 
 from ringfence.engine.api import Exit, Fault, Halt, Shutdown
 from ringfence.machine.machine import Machine, MachineBusy
 from ringfence.machine.spec import DiskSpec, MachineSpec
-from ringfence.machine.stats import write_stats
+from ringfence.machine.stats import host_peak_bytes, write_stats
 from ringfence.machine.status import Ending
 from tests.unit.machine.fakes import ScriptedEngine, Step, halt, out, print_text, scripted, tiny_kernel
 
@@ -241,6 +243,13 @@ def test_statistics_have_every_figure(build: Build, tmp_path: Path) -> None:
     assert stats["exits"]["PortIO"] == 3
     assert stats["memory"]["host_peak_bytes"] > 1 << 20 and stats["memory"]["guest_pages_touched"] > 0
     assert stats["ended"] == {"how": "power-off", "status": 0, "reason": ""}
+
+
+def test_the_peak_of_memory_is_this_process_own() -> None:
+    large = bytes(range(256)) * (1 << 20)  # resident in the process that starts the other one
+    code = "from ringfence.machine.stats import host_peak_bytes; print(host_peak_bytes())"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert 1 << 20 < int(answer.stdout) < len(large) < host_peak_bytes()
 
 
 def test_statistics_that_cannot_be_written(tmp_path: Path) -> None:

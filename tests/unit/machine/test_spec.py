@@ -9,6 +9,7 @@ import pytest
 
 from ringfence.core.errors import UserError
 from ringfence.core.units import MIB
+from ringfence.machine.checked import SpecError
 from ringfence.machine.spec import DiskSpec, MachineSpec
 
 
@@ -41,7 +42,7 @@ def test_one_initrd_is_a_list_of_one() -> None:
         ({"serial": "file:"}, "serial"),
         ({"timeout": -1}, "timeout"),
         ({"timeout": 0}, "timeout"),
-        ({"cpus": 2}, "cpus"),
+        ({"cpus": 17}, "cpus"),
         ({"devices": ("toaster",)}, "devices"),
         ({"colour": "red"}, "colour"),
     ],
@@ -62,3 +63,41 @@ def test_disk_options() -> None:
 def test_wrong_disk_options(text: str) -> None:
     with pytest.raises(UserError):
         DiskSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"kernel": 3}, "kernel"),
+        ({"kernel": "k", "initrd": 7}, "initrd"),
+        ({"kernel": "k", "timeout": "soon"}, "timeout"),
+        ({"kernel": "k", "timeout": float("inf")}, "timeout"),
+        ({"kernel": "k", "cpus": True}, "cpus"),
+        ({"kernel": "k", "memory": True}, "memory"),
+        ({"kernel": "k", "gdb_wait": "yes"}, "gdb_wait"),
+        ({"kernel": "k", "devices": "testdev"}, "devices"),
+        ({"kernel": "k", "board": ["pc"]}, "board"),
+        ({"disks": ("a.img",)}, "disks"),
+        ({"disks": ({"path": "a.img", "format": "vhd"},)}, "disks.format"),
+        ({"disks": ({"readonly": True},)}, "disks.path"),
+        ({"append": "quiet"}, ""),
+    ],
+)
+def test_a_program_is_told_which_field_is_wrong(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        MachineSpec(**values)
+    assert caught.value.where == field
+
+
+def test_a_spec_does_not_change() -> None:
+    spec = MachineSpec(kernel=Path("k"))
+    with pytest.raises(AttributeError):
+        spec.memory = 8 * MIB  # type: ignore[misc]
+    assert spec.replace(memory="8M").memory == 8 * MIB
+
+
+@pytest.mark.parametrize(("values", "part"), [({"cpu": "486"}, "local APIC"), ({"board": "isapc"}, "one CPU")])
+def test_several_cpus_need_apics(values: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        MachineSpec.build(kernel="k", cpus=2, **values)
+    assert MachineSpec.build(kernel="k", cpus=16).cpus == 16

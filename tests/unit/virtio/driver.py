@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ringfence.bus.bus import Bus
 from ringfence.bus.irq import IrqLine
@@ -351,4 +351,36 @@ class Disk:
         pass
 
 
-__all__ = ["F_EVENT_IDX", "F_INDIRECT_DESC", "Disk", "Driver", "Messages", "MmioDriver", "PciDriver", "Posted", "Ring", "make_memory"]
+class VectorDisk(Disk):
+    """The same for backends that take many buffers at once."""
+
+    cached = True
+
+    def read_vector(self, offset: int, buffers: Sequence[memoryview], wait: bool = True) -> bool:
+        self._called("read_vector")
+        if not wait and not self.cached:
+            return False
+        for buffer in buffers:
+            buffer[:] = self.data[offset : offset + len(buffer)]
+            offset += len(buffer)
+        return True
+
+    def write_vector(self, offset: int, parts: Sequence[memoryview]) -> None:
+        self._called("write_vector")
+        data = b"".join(parts)
+        self.data[offset : offset + len(data)] = data
+
+
+__all__ = [
+    "F_EVENT_IDX",
+    "F_INDIRECT_DESC",
+    "Disk",
+    "Driver",
+    "Messages",
+    "MmioDriver",
+    "PciDriver",
+    "Posted",
+    "Ring",
+    "VectorDisk",
+    "make_memory",
+]

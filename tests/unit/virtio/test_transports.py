@@ -186,9 +186,7 @@ def test_pci_intx_is_silent_while_msix_is_enabled() -> None:
 def test_pci_configuration_window_reaches_bar_0() -> None:
     driver = PciDriver(rng(), make_memory())
     devfn = driver.SLOT << 3
-    at = next(
-        k for k in range(0x40, 0x100, 4) if driver.pci.read_config(devfn, k, 1) == 9 and driver.pci.read_config(devfn, k + 3, 1) == 5
-    )
+    at = next(k for k in range(0x40, 0x100, 4) if driver.pci.read_config(devfn, k, 1) == 9 and driver.pci.read_config(devfn, k + 3, 1) == 5)
     driver.pci.write_config(devfn, at + 4, 1, 0)
     driver.pci.write_config(devfn, at + 8, 4, 20)
     driver.pci.write_config(devfn, at + 12, 4, 1)

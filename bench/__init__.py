@@ -1,0 +1,1 @@
+"""Ringfence beside QEMU's TCG, measured side by side in one run: `scripts/bench`."""

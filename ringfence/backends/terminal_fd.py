@@ -1,0 +1,23 @@
+"""Writing to a terminal without ever waiting inside of write(2).
+
+A terminal that poll(2) calls ready may have room for less than what is written; the writer then waits in the kernel, and since
+Linux 6.4 whoever changes the terminal's settings (TCSADRAIN) waits for the writer.  O_NONBLOCK on the user's own descriptor is
+no way out: all programs that share it would get it too.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def open_writer(fd: int) -> int | None:
+    """Another descriptor of the terminal `fd`, to be closed, that never blocks a writer.
+
+    None where it is no terminal, or one that may not be opened (it belongs to somebody else, after su(1) for instance).
+    """
+    if not os.isatty(fd):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
