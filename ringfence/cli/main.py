@@ -21,7 +21,7 @@ _COMPLETION = "_RINGFENCE_COMPLETE"  # how a shell asks typer's library for comp
 
 def main() -> None:
     """Entry point of the console script."""
-    gc.disable()  # what a start makes stays; `run_machine` switches it on again
+    gc.disable()  # what a start makes stays; it is switched on again when the machine has been made
     try:
         options = _plain_run(sys.argv[1:])
         execute = _plain_exec(sys.argv[1:])
@@ -50,6 +50,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Aborted.", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, before the machine took the signal over
+    finally:
+        gc.enable()  # for whoever called this as a function
 
 
 def _plain_run(arguments: list[str]) -> RunOptions | None:

@@ -14,6 +14,7 @@ import ctypes
 import itertools
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ class Region:
             raise UserError(f"The host cannot give {format_size(size_bytes)} of memory: {error}.", "Ask for less with --memory.") from error
         self.view = memoryview(self.map)
         self.host_addr = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self._descriptor = weakref.finalize(self, os.close, self.fd)  # one that is forgotten does not keep its descriptor
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """Parts (start, end) that the host has provided, in order.  All else is zero, and would be provided by reading it."""
@@ -53,7 +55,7 @@ class Region:
             yield start, end
 
     def close(self) -> None:
-        os.close(self.fd)  # the mapping itself lives as long as anything refers to it
+        self._descriptor()  # the mapping itself lives as long as anything refers to it
 
 
 class Overlay(NamedTuple):

@@ -15,6 +15,7 @@ import ctypes
 import mmap
 import os
 import struct
+import weakref
 from typing import TYPE_CHECKING
 
 from ringfence.core.errors import GuestError, UserError
@@ -22,6 +23,8 @@ from ringfence.translate import layout
 from ringfence.translate.native_layout import NT, TABLES_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ringfence.isa.x86.context import Form
 
 CODE_BYTES = 128 << 20
@@ -58,12 +61,13 @@ class CodeMemory:
         self.tables = layout.state_bytes(ram_pages)  # offset of the native translator's tables in the state block
         self._state_fd, self.state = _memory("ringfence-vcpu", self.tables + TABLES_BYTES)
         self.cpu = address_of(self.state) + layout.FRONT_BYTES
-        self._fds = [self._state_fd]
+        self._ends: list[weakref.finalize[..., CodeMemory]] = []
+        self._at_end(os.close, self._state_fd)
         if first is not None:
             self._share(first)
             return
         self._code_fd, self.code = _memory("ringfence-code", CODE_BYTES)
-        self._fds.append(self._code_fd)
+        self._at_end(os.close, self._code_fd)
         self.rw = address_of(self.code)
         rx = _libc.mmap(None, CODE_BYTES, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_SHARED, self._code_fd, 0)
         if rx == _MAP_FAILED:
@@ -72,6 +76,7 @@ class CodeMemory:
                 "A security policy forbids executable mappings of memfd; allow them for this program.",
             )
         self.rx: int = rx
+        self._at_end(_libc.munmap, rx, CODE_BYTES)
         self.fixed = FIXED_START
         self.natives: dict[Form, int] = {}  # where native functions of forms are
         self._constants: dict[bytes, int] = {}
@@ -92,6 +97,7 @@ class CodeMemory:
         at = _libc.mmap(address_of(self.state) + shared, size, access, mmap.MAP_SHARED | _MAP_FIXED, first._state_fd, shared)
         if at == _MAP_FAILED:
             raise UserError(f"The host cannot map memory for a vCPU ({os.strerror(ctypes.get_errno())}).", "Use fewer --cpus.")
+        self._first = first  # whose memory this one uses
         self.code, self.rw, self.rx = first.code, first.rw, first.rx
         self.natives = first.natives
         self.blocks32, self.hash32, self.pages64, self.pages32 = first.blocks32, first.hash32, first.pages64, first.pages32
@@ -179,7 +185,11 @@ class CodeMemory:
         self.cold = COLD_START
 
     def close(self) -> None:
-        if len(self._fds) == 2:  # the region is this one's
-            _libc.munmap(self.rx, CODE_BYTES)
-        for fd in self._fds:
-            os.close(fd)
+        for end in self._ends:
+            end()
+
+    def _at_end(self, action: Callable[..., object], *arguments: int) -> None:
+        """Even of one that is forgotten; but not at the process's end, when a vCPU's thread may still be there."""
+        end = weakref.finalize(self, action, *arguments)
+        end.atexit = False
+        self._ends.append(end)

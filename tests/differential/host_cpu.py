@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import mmap
 import os
-import select
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.waiting import readable
 
 from . import native_loop, records, segments
 from .records import CASE, SLOT_BYTES, SLOT_ENTRY
@@ -101,8 +102,7 @@ class HostCpu:
 
     def _answer(self, child: subprocess.Popen[bytes], timeout_seconds: float) -> bytes:
         assert child.stdout is not None
-        ready, _, _ = select.select([child.stdout], [], [], timeout_seconds)
-        return child.stdout.readline() if ready else b""
+        return child.stdout.readline() if readable(child.stdout.fileno(), timeout_seconds) else b""
 
     def _start(self) -> subprocess.Popen[bytes]:
         r = records

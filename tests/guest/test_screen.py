@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import re
-import select
 import struct
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from PIL import Image
 from ringfence import Machine, MachineSpec
 from tests.guest.session import COMMAND, REPOSITORY
 from tests.unit.backends.display.rfb_client import DESKTOP_SIZE, EXTENDED_KEYS, TIGHT, RfbClient
+from tests.waiting import readable
 
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
 VGA_BIOS = Path("/usr/share/seabios/vgabios-stdvga.bin")
@@ -109,7 +109,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
 
     def sees(wanted: str) -> bool:
         nonlocal seen
-        if select.select([user], [], [], 0.05)[0]:
+        if readable(user, 0.05):
             seen += os.read(user, 65536).decode(errors="replace")
         assert child.poll() is None, child.stderr and child.stderr.read()
         return wanted in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", seen)
@@ -123,7 +123,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         assert child.wait(60) == 130
         assert termios.tcgetattr(terminal) == before
         assert Image.open(last).size == (720, 400) and Image.open(last).getextrema() != ((0, 0),) * 3
-        while select.select([user], [], [], 0)[0]:
+        while readable(user, 0):
             seen += os.read(user, 65536).decode(errors="replace")
         assert seen.endswith("\x1b[?1049l"), "the terminal shows again what it showed before"
         assert not list((tmp_path / "run").iterdir())

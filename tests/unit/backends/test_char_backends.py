@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import pty
-import select
 import termios
 import threading
 import time
@@ -20,6 +19,7 @@ from ringfence.backends.char.null import NullChar
 from ringfence.backends.char.pty import BACKLOG_BYTES, PtyChar
 from ringfence.backends.char.stdio import StdioConsole
 from ringfence.core.errors import UserError
+from tests.waiting import readable
 
 WAIT_S = 10.0
 
@@ -43,7 +43,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 def read_all(fd: int, size_bytes: int) -> bytes:
     data = b""
-    while len(data) < size_bytes and select.select([fd], [], [], WAIT_S)[0]:
+    while len(data) < size_bytes and readable(fd, WAIT_S):
         data += os.read(fd, 65536)
     return data
 
@@ -248,7 +248,7 @@ def test_pty_never_blocks_and_is_no_echo() -> None:
     fd = os.open(char.path, os.O_RDWR | os.O_NOCTTY)
     seen = b""
     while not seen.endswith(b"00001999" * 100):
-        assert select.select([fd], [], [], WAIT_S)[0], "the newest output is missing"
+        assert readable(fd, WAIT_S), "the newest output is missing"
         seen += os.read(fd, 65536)
     assert len(seen) <= BACKLOG_BYTES + 65536
     assert not guest.data

@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import re
-import select
 import struct
 import termios
 import time
@@ -21,6 +20,7 @@ from ringfence.backends.display.terminal_keys import KeyDecoder, Stroke
 from ringfence.backends.display.terminal_paint import Painter
 from ringfence.core.errors import UserError
 from tests.unit.backends.display.fakes import WAIT_S, FakeSeat, eventually, noise
+from tests.waiting import readable
 
 SHIFT, CTRL, ALT = 42, 29, 56
 
@@ -212,7 +212,7 @@ class User:
         deadline = time.monotonic() + WAIT_S
         while wanted not in self.seen:
             assert time.monotonic() < deadline, f"{wanted!r} is not in {self.seen[-500:]!r}"
-            if select.select([self.fd], [], [], 0.1)[0]:
+            if readable(self.fd, 0.1):
                 self.seen += os.read(self.fd, 65536).decode(errors="replace")
 
     def close(self) -> None:
@@ -291,7 +291,7 @@ def test_a_still_screen_costs_little(user: User) -> None:
     time.sleep(0.8)
     assert 2 <= user.seat.looks - before <= 6
     user.seen = ""
-    assert not select.select([user.fd], [], [], 0)[0] or not os.read(user.fd, 65536), "nothing is written while nothing changes"
+    assert not readable(user.fd, 0) or not os.read(user.fd, 65536), "nothing is written while nothing changes"
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_guest() -> None:
