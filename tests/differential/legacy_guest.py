@@ -169,6 +169,7 @@ class LegacyGuest:
             "gdtr_base": GDT, "gdtr_limit": 0x1FF, "idtr_base": IDT, "idtr_limit": 0x7FF,
             "ldtr": LOCAL, "ldtr_base": LDT, "ldtr_limit": 0x3F, "ldtr_attr": 0x82,
             "tr": MAIN, "tr_base": MAIN_TSS, "tr_limit": 0x67, "tr_attr": 0x8B, "dr6": 0xFFFF0FF0, "dr7": 0x400,
+            "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0,
         }  # fmt: skip
         code, data = ((KCODE, KDATA), (CODE1, DATA1), (CODE2, DATA2), (UCODE, UDATA))[ring]
         for name in SELECTORS:

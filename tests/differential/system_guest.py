@@ -177,7 +177,8 @@ class SystemGuest:
             "cr0": 0x80050033, "cr2": 0, "cr3": TABLES, "cr4": 0x620, "efer": 0xD01, "cpl": cpl, "rflags": 2,
             "gdtr_base": GDT, "gdtr_limit": 0xFF, "idtr_base": IDT, "idtr_limit": 0xFFF, "ldtr": 0, "ldtr_limit": 0,
             "tr": TSS_SELECTOR, "tr_base": TSS, "tr_limit": 0x67, "tr_attr": 0x8B, "mxcsr": 0x1F80, "fcw": 0x37F, "fsw": 0,
-            "dr6": 0xFFFF0FF0, "dr7": 0x400, "star": 0x0023_0010 << 32, "lstar": KERNEL_CODE + 0x800, "fmask": 0x4700,
+            "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF0FF0, "dr7": 0x400,
+            "star": 0x0023_0010 << 32, "lstar": KERNEL_CODE + 0x800, "fmask": 0x4700,
             "gs_base": 0, "kernel_gs_base": 0, "fs_base": 0, "sysenter_cs": KERNEL_CS, "sysenter_esp": STACK_TOP,
             "sysenter_eip": KERNEL_CODE + 0x800,
         }  # fmt: skip
