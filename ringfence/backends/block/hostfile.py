@@ -13,7 +13,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ringfence.core.errors import ImageError, UserError
@@ -164,6 +164,23 @@ class HostFile:
         data = bytearray(size_bytes)
         self.read_into(offset, memoryview(data))
         return data
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Offset and size of the parts of this range that hold data (lseek(2), SEEK_DATA), ascending; holes read as zeroes."""
+        while start < end:
+            try:
+                first = os.lseek(self.fd, start, os.SEEK_DATA)
+                hole = os.lseek(self.fd, first, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                    return
+                if error.errno not in _NOT_OFFERED:
+                    raise
+                first, hole = start, end  # a block device, or a file system that cannot tell
+            if first >= end:
+                return
+            yield first, min(hole, end) - first
+            start = hole
 
     def write(self, offset: int, data: BytesLike) -> None:
         done = os.pwrite(self.fd, data, offset)

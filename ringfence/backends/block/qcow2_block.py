@@ -15,22 +15,23 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ringfence.backends.api import Block
 from ringfence.backends.block.compression import Decompressor
-from ringfence.backends.block.hostfile import HostFile
+from ringfence.backends.block.hostfile import DamagedImage, HostFile
 from ringfence.backends.block.qcow2_areas import BITMAP_TABLE, bitmap_areas, bitmap_clusters, claim, fixed_areas, snapshot_areas
 from ringfence.backends.block.qcow2_check import recount
 from ringfence.backends.block.qcow2_format import AUTOCLEAR_OFFSET, CORRUPT, DIRTY, INCOMPATIBLE_OFFSET, Header
 from ringfence.backends.block.qcow2_mapping import Kind, Mapping
 from ringfence.backends.block.qcow2_refcounts import Refcounts
-from ringfence.backends.block.raw import check_range
+from ringfence.backends.block.raw import RawBlock, check_range
 from ringfence.core.errors import ImageError
 from ringfence.core.trace import tracer
 from ringfence.core.units import MIB
 
 _trace = tracer("block")
+_LEAST_COMPRESSED_BYTES = 16  # no cluster compresses to less
 
 
 class Qcow2Block:
@@ -121,6 +122,32 @@ class Qcow2Block:
     def _decompress(self, descriptor: int) -> bytes:
         offset, size_bytes = self._mapping.compressed_range(descriptor)
         return self._decompressor.cluster(descriptor, lambda: self._file.read(offset, size_bytes))
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Offset and size, ascending, of all parts of this range that may hold anything but zeroes.
+
+        Raises ImageError when the image is damaged, also when it uses more data than its file can hold.
+        """
+        cluster_bytes, backing = self._cluster_bytes, self._backing
+        left = self._file.end() + cluster_bytes
+        while start < end:
+            cluster, within = divmod(start, cluster_bytes)
+            kind, host, count = self._mapping.lookup(cluster, -(-(within + end - start) // cluster_bytes))
+            span = min(count * cluster_bytes - within, end - start)
+            if kind is Kind.DATA or kind is Kind.SHARED:
+                left -= span
+                for at, size_bytes in self._file.data_ranges(host + within, host + within + span):
+                    yield start + at - host - within, size_bytes
+            elif kind is Kind.COMPRESSED:
+                left -= max(_LEAST_COMPRESSED_BYTES, self._mapping.compressed_range(host)[1] - 511)  # it ends in its last sector
+                yield start, span
+            elif kind is Kind.UNALLOCATED and isinstance(backing, RawBlock | Qcow2Block):
+                yield from backing.data_ranges(start, min(start + span, self._backing_bytes))
+            elif kind is Kind.UNALLOCATED and start < self._backing_bytes:
+                yield start, min(span, self._backing_bytes - start)
+            if left < 0:
+                raise DamagedImage(self._header.name, "its tables refer to the same data more than once")
+            start += span
 
     # --- writing ---
 

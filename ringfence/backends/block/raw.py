@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ringfence.backends.block.hostfile import HostFile
 
@@ -35,6 +35,10 @@ class RawBlock:
     def read(self, offset: int, buffer: memoryview) -> None:
         check_range(offset, len(buffer), self.size_bytes)
         self._file.read_into(offset, buffer)
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Offset and size, ascending, of all parts of this range that may hold anything but zeroes."""
+        return self._file.data_ranges(start, min(end, self._file.end()))
 
     def write(self, offset: int, data: memoryview) -> None:
         self._check_write(offset, len(data))
