@@ -31,7 +31,7 @@ from ringfence.core.trace import tracer
 from ringfence.core.units import MIB
 
 _trace = tracer("block")
-_LEAST_COMPRESSED_BYTES = 16  # no cluster compresses to less
+_DEFLATE_RATIO, _ZSTD_RATIO = 1032, 32768  # the most that they compress; Zstandard: a block of 128 KiB in 4 bytes
 
 
 class Qcow2Block:
@@ -130,6 +130,7 @@ class Qcow2Block:
         """
         cluster_bytes, backing = self._cluster_bytes, self._backing
         left = self._file.end() + cluster_bytes
+        least_bytes = max(16, cluster_bytes // (_ZSTD_RATIO if self._header.zstd else _DEFLATE_RATIO))
         while start < end:
             cluster, within = divmod(start, cluster_bytes)
             kind, host, count = self._mapping.lookup(cluster, -(-(within + end - start) // cluster_bytes))
@@ -139,7 +140,7 @@ class Qcow2Block:
                 for at, size_bytes in self._file.data_ranges(host + within, host + within + span):
                     yield start + at - host - within, size_bytes
             elif kind is Kind.COMPRESSED:
-                left -= max(_LEAST_COMPRESSED_BYTES, self._mapping.compressed_range(host)[1] - 511)  # it ends in its last sector
+                left -= max(least_bytes, self._mapping.compressed_range(host)[1] - 511)  # it ends in its last sector
                 yield start, span
             elif kind is Kind.UNALLOCATED and isinstance(backing, RawBlock | Qcow2Block):
                 yield from backing.data_ranges(start, min(start + span, self._backing_bytes))
