@@ -54,8 +54,10 @@ KINDS: dict[str, tuple[str, Callable[[], Image]]] = {
     "qcow2": ("qcow2", lambda: qcow2(Path(sys.argv[4]))),
 }
 _WORDS = [
-    b"../../etc/passwd", b"/dev/zero", b"..", b"%s%s%n", b"\0", b"\xff\xfe", b"9999999999999999999", b"-1", b"0", b'"', b"\n", b"<", b">", b"&#0;",
-    b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"RW 1 FLAT \"disk.image\" 0\n", b"RW 9223372036854775807 ZERO\n", b"parentCID=0\n", b" ", b"encoding=\"utf-7\"",
+    b"../../etc/passwd", b"/dev/zero", b"..", b"%s%s%n", b"\0", b"\xff\xfe", b"9999999999999999999", b"-1", b"0", b'"', b"\n", b"<", b">",
+    b"&#0;",
+    b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"RW 1 FLAT \"disk.image\" 0\n", b"RW 9223372036854775807 ZERO\n", b"parentCID=0\n", b" ",
+    b"encoding=\"utf-7\"",
 ]  # fmt: skip
 
 
@@ -131,7 +133,9 @@ def _damage(work: Work, offset: int, size_bytes: int, draw: random.Random) -> No
         case 4:
             work.put(at & ~7, struct.pack(order + "Q", draw.choice([small, 1 << 62, 1 << 46, 1 << 40, (1 << 63) - 1])))
         case 5:
-            work.put(at & ~3, struct.pack(order + "I", draw.choice([0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, 1 << draw.randrange(32)])))
+            work.put(
+                at & ~3, struct.pack(order + "I", draw.choice([0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, 1 << draw.randrange(32)]))
+            )
         case _:
             other, other_bytes = draw.choice(work.image.places)
             work.put(at, bytes(work.data[other : other + draw.randrange(1, other_bytes + 1)])[: offset + size_bytes - at])

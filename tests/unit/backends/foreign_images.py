@@ -62,7 +62,9 @@ def _vhd_sum(data: bytes | bytearray) -> int:
 
 
 def _vhd_footer(kind: int, disk_bytes: int, header_offset: int) -> bytes:
-    footer = struct.pack(">8sIIQI4sI4sQQIII", b"conectix", 2, 0x10000, header_offset, 0, b"win ", 1, b"Wi2k", disk_bytes, disk_bytes, 0, kind, 0)
+    footer = struct.pack(
+        ">8sIIQI4sI4sQQIII", b"conectix", 2, 0x10000, header_offset, 0, b"win ", 1, b"Wi2k", disk_bytes, disk_bytes, 0, kind, 0
+    )
     footer = footer.ljust(SECTOR, b"\0")
     return footer[:64] + struct.pack(">I", _vhd_sum(footer)) + footer[68:]
 
@@ -137,7 +139,9 @@ def vhdx(
     data = bytearray(6 * MIB)
     data[:8] = b"vhdxfile"
     for number, offset in enumerate((64 << 10, 128 << 10)):
-        data[offset : offset + 80] = struct.pack("<4sIQ16s16s16sHHIQ", b"head", 0, 7 + number, bytes(16), bytes(16), log, 0, 1, MIB, 5 * MIB)
+        data[offset : offset + 80] = struct.pack(
+            "<4sIQ16s16s16sHHIQ", b"head", 0, 7 + number, bytes(16), bytes(16), log, 0, 1, MIB, 5 * MIB
+        )
     for offset in (192 << 10, 256 << 10):
         data[offset : offset + 16] = struct.pack("<4sIII", b"regi", 0, 2, 0)
         data[offset + 16 : offset + 48] = BAT.bytes_le + struct.pack("<QII", MIB, MIB, 1)

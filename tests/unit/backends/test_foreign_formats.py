@@ -179,7 +179,8 @@ def test_a_cut_image_is_refused(kind: str, tmp_path: Path) -> None:
 def test_images_with_a_parent_are_refused(tmp_path: Path) -> None:
     text = images.DESCRIPTOR.format(kind="monolithicSparse", extents="").replace("parentCID=ffffffff", "parentCID=00000001")
     for image in (
-        images.vdi(4), images.vdi(parent=b"\1" * 16), images.vhd_dynamic(4), images.vhd_fixed(4), images.vhdx(flags=2), images.vmdk_sparse(text=text),
+        images.vdi(4), images.vdi(parent=b"\1" * 16), images.vhd_dynamic(4), images.vhd_fixed(4), images.vhdx(flags=2),
+        images.vmdk_sparse(text=text),
     ):  # fmt: skip
         assert "changes to another image" in refused(put(image, tmp_path))
 
@@ -211,7 +212,8 @@ def test_a_backing_file_is_read_only_where_the_format_is_told(tmp_path: Path) ->
 def test_huge_sizes_are_refused(tmp_path: Path) -> None:
     huge = 65 << 40
     for image in (
-        images.vdi(disk_bytes=huge), images.vhd_dynamic(disk_bytes=huge), images.vhdx(disk_bytes=huge), images.vmdk_sparse(capacity=huge // 512),
+        images.vdi(disk_bytes=huge), images.vhd_dynamic(disk_bytes=huge), images.vhdx(disk_bytes=huge),
+        images.vmdk_sparse(capacity=huge // 512),
         images.vmdk_stream(capacity=huge // 512), images.vmdk_flat(f"RW {huge // 512} ZERO"), images.vdi(disk_bytes=0),
     ):  # fmt: skip
         refused(put(image, tmp_path))
@@ -347,7 +349,10 @@ def test_of_several_disks_one_is_chosen_and_named(tmp_path: Path) -> None:
     path = appliance(tmp_path, [("box.ovf", images.ovf("b.vmdk", "a.vmdk").encode()), ("a.vmdk", second.data), ("b.vmdk", first.data)])
     source = open_source(path)
     assert source.kind == "streamOptimized"
-    assert source.notes == ("The disk is b.vmdk; left out: a.vmdk.", "The archive has no manifest, so that its checksums could not be compared.")
+    assert source.notes == (
+        "The disk is b.vmdk; left out: a.vmdk.",
+        "The archive has no manifest, so that its checksums could not be compared.",
+    )
     source.close()
     assert contents(path) == first.disk
     assert contents(path, member="a.vmdk") == second.disk
@@ -415,7 +420,9 @@ def test_other_appliances_are_refused(tmp_path: Path) -> None:
     assert "has no disk" in refused(appliance(tmp_path, [("box.ovf", images.ovf().encode())]))
     assert "compressed" in refused(appliance(tmp_path, [("box.ovf", images.ovf("a", file='ovf:compression="gzip"').encode()), ("a", disk)]))
     assert "split" in refused(appliance(tmp_path, [("box.ovf", images.ovf("a", file='ovf:chunkSize="9"').encode()), ("a", disk)]))
-    assert "changes to another" in refused(appliance(tmp_path, [("box.ovf", images.ovf("a", disk='ovf:parentRef="b"').encode()), ("a", disk)]))
+    assert "changes to another" in refused(
+        appliance(tmp_path, [("box.ovf", images.ovf("a", disk='ovf:parentRef="b"').encode()), ("a", disk)])
+    )
     assert "not XML" in refused(appliance(tmp_path, [("box.ovf", b"<a><b></a>"), ("a", disk)]))
     assert "two members" in refused(appliance(tmp_path, [("box.ovf", images.ovf("a").encode()), ("a", disk), ("a", disk)]))
     flat = images.vmdk_flat('RW 1 FLAT "box.ova" 0').data

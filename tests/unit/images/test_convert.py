@@ -26,11 +26,19 @@ from tests.unit.backends.qemu import assert_clean, needs_qemu_img, qemu_img
 MIB = 1 << 20
 QEMU_NAME = {"vhd": "vpc", "vmdk-stream": "vmdk"}
 MADE_BY_QEMU = {
-    "vmdk": ["subformat=" + kind for kind in ("monolithicSparse", "streamOptimized", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat")]
+    "vmdk": [
+        "subformat=" + kind
+        for kind in ("monolithicSparse", "streamOptimized", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat")
+    ]
     + ["subformat=monolithicSparse,zeroed_grain=on"],
     "vdi": ["", "static=on"],
     "vhd": ["subformat=dynamic,force_size=on", "subformat=fixed,force_size=on", "subformat=dynamic", "subformat=fixed"],
-    "vhdx": ["subformat=dynamic", "subformat=fixed", "subformat=dynamic,block_size=1M", "subformat=dynamic,block_size=64M,block_state_zero=off"],
+    "vhdx": [
+        "subformat=dynamic",
+        "subformat=fixed",
+        "subformat=dynamic,block_size=1M",
+        "subformat=dynamic,block_size=64M,block_state_zero=off",
+    ],
     "qcow2": ["", "cluster_size=512", "compat=0.10", "compression_type=zstd", "preallocation=metadata"],
 }
 CASES = [(format, options) for format, kinds in MADE_BY_QEMU.items() for options in kinds]
@@ -139,7 +147,16 @@ def test_zeroes_and_holes_take_no_room(target_format: str, tmp_path: Path) -> No
 
 def test_every_format_by_hand_to_every_target(tmp_path: Path) -> None:
     (tmp_path / "disk-flat.vmdk").write_bytes(images.FLAT)
-    for make in (images.vdi, images.vhd_dynamic, images.vhd_fixed, images.vhdx, images.vmdk_sparse, images.vmdk_stream, images.vmdk_flat, images.ova):
+    for make in (
+        images.vdi,
+        images.vhd_dynamic,
+        images.vhd_fixed,
+        images.vhdx,
+        images.vmdk_sparse,
+        images.vmdk_stream,
+        images.vmdk_flat,
+        images.ova,
+    ):
         image = make()
         source = tmp_path / "source"
         source.write_bytes(image.data)
