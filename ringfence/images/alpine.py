@@ -39,7 +39,7 @@ class AlpineFiles:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Values for the fields of a MachineSpec with the same names; `snapshot` goes into the DiskSpec."""
+    """Values for the fields of a MachineSpec with the same names; `snapshot` and `interface` go into the DiskSpec."""
 
     kernel: Path
     initrd: tuple[Path, ...]
@@ -47,6 +47,7 @@ class Recipe:
     disk: Path
     snapshot: bool
     board: Literal["pc", "microvm"] = "pc"
+    interface: Literal["virtio", "nvme"] = "virtio"
 
 
 def find_files() -> AlpineFiles:

@@ -8,6 +8,7 @@ only (no times, no host inode numbers), so that it can be cached by its content.
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _ALIGN_BYTES = 4
@@ -35,7 +36,11 @@ class CpioArchive:
 
     def to_bytes(self) -> bytes:
         """The whole archive with its trailer, a multiple of 4 bytes long so that another archive may follow."""
-        return b"".join([*self._parts, _encode(_TRAILER, 0, 0, b"", 1, (0, 0))])
+        return b"".join(self.parts())
+
+    def parts(self) -> Sequence[bytes]:
+        """The same, to be written one behind the other: a large archive is not copied once more."""
+        return [*self._parts, _encode(_TRAILER, 0, 0, b"", 1, (0, 0))]
 
     def _entry(self, path: str, mode: int, data: bytes, links: int = 1, device: tuple[int, int] = (0, 0)) -> None:
         name = path.strip("/")

@@ -1,0 +1,196 @@
+"""The guest that installs Debian: a machine of ours becomes the new system in its memory, and writes it to a disk.
+
+    packages -> initramfs: their files unpacked, and the packages themselves     dpkg, as root of that guest, on that kernel
+             -> dpkg --unpack, --configure in the guest -> mkfs, tar -> disk -> digest of what is on the disk
+
+So nothing needs root rights here, and maintainer scripts of packages run where they can do no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from ringfence.backends.block import qcow2_create
+from ringfence.core.errors import UserError
+from ringfence.core.units import GIB, MIB
+from ringfence.images.cpio import CpioArchive
+from ringfence.images.deb_files import MERGED, add_to, merged, open_files
+from ringfence.machine.guest_process import GuestGone, GuestProcess, NoAgent
+from ringfence.machine.machine import Machine
+from ringfence.machine.spec import DiskSpec, MachineSpec
+
+Progress = Callable[[str, int, int], None]
+MEMORY_BYTES = 1 * GIB
+MIN_DISK_BYTES = 512 * MIB
+BUILD_S = 3600.0
+_READY_S = 300.0
+_SWITCH_OFF_S = 60.0
+_DISK = "/dev/nvme0n1"  # the cloud kernel has NVMe and ext4 built in
+_AGENT_MODULES = re.compile(r"(virtio|virtio_ring|virtio_pci\w*|virtio_mmio|virtio_console)\.ko(\.\w+)?")
+# Whoever runs in the image: from the package's folder of files for guests, to where it is in the image.
+_OWN = {
+    "agent": "usr/lib/ringfence/agent",
+    "start": "usr/lib/ringfence/start",
+    "debian-init": "usr/lib/ringfence/init",
+    "debian-shell": "usr/lib/ringfence/shell",
+    "debian-poweroff": "usr/lib/ringfence/poweroff",
+}
+# Names, modes, owners, contents and links of all files, and times that do not depend on the build.  Folders have no size in it.
+_CANONICAL = "tar -c --sort=name --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime --xattrs --xattrs-include=* -C /mnt ."
+_TOLD_LINES, _MAX_LINE_BYTES = 15, 400
+
+
+@dataclass(frozen=True)
+class Kernel:
+    image: bytes
+    version: str
+
+
+def make_initramfs(
+    target: Path, packages: Sequence[Path], kernel_package: Path, files: Mapping[str, str], on_progress: Progress
+) -> tuple[Kernel, int]:
+    """Writes the guest's initramfs; `files` are further ones for the image.  Returns its kernel, and the latest time of any file in seconds."""
+    archive = CpioArchive()
+    archive.directory("usr")
+    for name in MERGED:
+        archive.directory(f"usr/{name}")
+        archive.symlink(name, f"usr/{name}")
+    have = {"usr", *MERGED, *(f"usr/{name}" for name in MERGED)}
+    latest_s = 0
+    for done, package in enumerate(packages):
+        on_progress("open packages", done, len(packages))
+        latest_s = max(latest_s, add_to(archive, package, have))
+    _folders(archive, have, "ringfence/debs")
+    _folders(archive, have, "ringfence/modules")
+    kernel = _add_kernel(archive, kernel_package, have)
+    guest = resources.files("ringfence.images") / "guest"
+    for name in ("agent", "start"):
+        archive.file(f"ringfence/{name}", (guest / name).read_bytes(), 0o755)
+    archive.file("ringfence/build", (guest / "debian-build").read_bytes(), 0o755)
+    archive.file("init", (guest / "debian-build-init").read_bytes(), 0o755)
+    own = {place: ((guest / name).read_bytes(), 0o755) for name, place in _OWN.items()}
+    for place, (data, mode) in {**own, **{name: (text.encode(), 0o644) for name, text in files.items()}}.items():
+        _folders(archive, have, f"ringfence/files/{place}".rpartition("/")[0])
+        archive.file(f"ringfence/files/{place}", data, mode)
+    for package in packages:
+        archive.file(f"ringfence/debs/{package.name}", package.read_bytes())
+    with open(target, "wb") as file:
+        file.writelines(archive.parts())
+    return kernel, latest_s
+
+
+def _folders(archive: CpioArchive, have: set[str], path: str) -> None:
+    """This folder and those above it."""
+    parts = path.split("/")
+    for count in range(1, len(parts) + 1):
+        folder = "/".join(parts[:count])
+        if folder not in have:
+            archive.directory(folder)
+            have.add(folder)
+
+
+def _add_kernel(archive: CpioArchive, package: Path, have: set[str]) -> Kernel:
+    """The modules go where they are in the image, those for the agent to /ringfence/modules as well."""
+    image, version = b"", ""
+    with open_files(package) as files:
+        for member in files:
+            name = merged(member.name)
+            if name.startswith("boot/vmlinuz-") and member.isreg():
+                data = files.extractfile(member)
+                image, version = data.read() if data is not None else b"", name.removeprefix("boot/vmlinuz-")
+            elif name.startswith("usr/lib/modules/"):
+                if member.isdir():
+                    _folders(archive, have, name)
+                elif member.isreg() and (data := files.extractfile(member)) is not None:
+                    content = data.read()
+                    archive.file(name, content)
+                    if _AGENT_MODULES.fullmatch(file_name := name.rpartition("/")[2]):
+                        archive.file(f"ringfence/modules/{file_name}", content)
+    if not image:
+        raise UserError(f"The package {package.name} holds no kernel.", "Build from Debian's own package sources.")
+    return Kernel(image, version)
+
+
+def install(
+    folder: Path, kernel: Path, initramfs: Path, disk: Path, size_bytes: int, epoch_s: int, version: str, packages: int, on_progress: Progress
+) -> str:
+    """Runs the guest, which leaves a root file system on the new qcow2 image `disk`.  Returns the SHA-256 of its contents, in hexadecimal."""
+    qcow2_create.create(disk, size_bytes)
+    spec = MachineSpec.build(
+        name="build-debian",
+        kernel=kernel,
+        initrd=(initramfs,),
+        append="console=ttyS0 quiet panic=-1",
+        memory=MEMORY_BYTES,
+        disks=(DiskSpec(path=disk, format="qcow2", interface="nvme"),),
+        devices=("agent",),
+        timeout=BUILD_S,
+    )
+    with Machine(spec, on_progress=on_progress) as machine:
+        machine.start()
+        try:
+            machine.wait_ready(_READY_S)
+            with machine.popen(["/ringfence/build", str(epoch_s), version, _DISK]) as process:
+                _follow(process, packages, on_progress)
+            on_progress("check the disk", 0, 1)
+            digest = _digest(machine)
+            if machine.exec(["umount", "/mnt"]).status:
+                raise _failed("its disk could not be unmounted")
+            machine.switch_off()
+            machine.wait(_SWITCH_OFF_S)
+        except (GuestGone, NoAgent) as error:
+            seen = machine.console.transcript[-2000:].decode(errors="replace").strip()
+            raise _failed(f"{error.cause} Its console:\n{seen}") from error
+    on_progress("check the disk", 1, 1)
+    return digest
+
+
+def _follow(process: GuestProcess, packages: int, on_progress: Progress) -> None:
+    """Until the installation has ended; raises UserError with what it printed last where it failed."""
+    counts = {b"Unpacking ": 0, b"Setting up ": 0}
+    labels = {b"Unpacking ": "unpack packages in the guest", b"Setting up ": "set up packages in the guest"}
+    lines: list[bytes] = []
+    rest = b""
+    for piece in process.stdout:
+        *new, rest = (rest + piece).split(b"\n")
+        rest = rest[-_MAX_LINE_BYTES:]
+        for line in new:
+            for word, label in labels.items():
+                if line.startswith(word):
+                    counts[word] = min(counts[word] + 1, packages)
+                    on_progress(label, counts[word], packages)
+        lines = [*lines, *(line[:_MAX_LINE_BYTES] for line in new)][-_TOLD_LINES:]
+    errors = process.stderr.read().splitlines()[-_TOLD_LINES:]
+    if (status := process.wait()) != 0:
+        told = b"\n".join([*lines, *(line[:_MAX_LINE_BYTES] for line in errors)]).decode(errors="replace")
+        raise _failed(f"status {status}:\n{told}")
+
+
+def _digest(machine: Machine) -> str:
+    total = hashlib.sha256()
+    with machine.popen(_CANONICAL.split()) as process:
+        for piece in process.stdout:
+            total.update(piece)
+        if process.wait() != 0:
+            raise _failed(f"its files could not be read: {process.stderr.read()[-_MAX_LINE_BYTES:].decode(errors='replace')}")
+    return total.hexdigest()
+
+
+def _failed(why: str) -> UserError:
+    return UserError(
+        f"The guest could not install Debian: {why}", "Build again; if it fails in the same way, another --suite, or report it."
+    )
+
+
+def build_machine_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    """For what the guest starts from; removed at the end."""
+    with suppress(OSError):
+        parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix=".build-")
