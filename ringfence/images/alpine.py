@@ -87,29 +87,35 @@ def recipe(
     append: str = "",
 ) -> Recipe:
     """Everything to run Alpine.  `size` is (columns, rows) of the terminal, `overlay` the name of one to be kept."""
-    if not _NAME.fullmatch(hostname):
-        raise UserError(f"{hostname!r} is not a host name.", "Use up to 63 letters, digits and hyphens.")
+    words = console_words(init, hostname, terminal, size)
     files = find_files()
-    words = ["console=ttyS0", "quiet", f"ringfence.init={init}", f"ringfence.hostname={hostname}"]
-    if terminal and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,40}", terminal):
-        words.append(f"ringfence.term={terminal}")
-    if size and all(0 < n < 10_000 for n in size):
-        words.append(f"ringfence.size={size[0]}x{size[1]}")
     if append:
         words.append(append)
     disk = files.disk if overlay is None else named_overlay(overlay, files.disk)
     return Recipe(files.kernel, (files.initrd, _cached_archive()), " ".join(words), disk, snapshot=overlay is None)
 
 
-def overlay_path(name: str) -> Path:
+def console_words(init: str, hostname: str, terminal: str | None, size: tuple[int, int] | None) -> list[str]:
+    """Words of the kernel's command line that our images understand; raises UserError."""
+    if not _NAME.fullmatch(hostname):
+        raise UserError(f"{hostname!r} is not a host name.", "Use up to 63 letters, digits and hyphens.")
+    words = ["console=ttyS0", "quiet", f"ringfence.init={init}", f"ringfence.hostname={hostname}"]
+    if terminal and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,40}", terminal):
+        words.append(f"ringfence.term={terminal}")
+    if size and all(0 < n < 10_000 for n in size):
+        words.append(f"ringfence.size={size[0]}x{size[1]}")
+    return words
+
+
+def overlay_path(name: str, image: str = "alpine") -> Path:
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot be the name of an overlay.", "Use up to 63 letters, digits and hyphens.")
-    return data_folder() / "overlays" / f"alpine-{name}.qcow2"
+    return data_folder() / "overlays" / f"{image}-{name}.qcow2"
 
 
-def named_overlay(name: str, base: Path) -> Path:
+def named_overlay(name: str, base: Path, image: str = "alpine") -> Path:
     """The overlay of that name, made on first use; later uses find what was written before."""
-    path = overlay_path(name)
+    path = overlay_path(name, image)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

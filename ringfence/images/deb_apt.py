@@ -29,7 +29,8 @@ ARCHITECTURE = "amd64"
 _UPDATE_S, _RESOLVE_S, _DOWNLOAD_S = 600.0, 120.0, 7200.0
 _LOOK_S = 0.2
 # Hooks of the machine's are for its own packages.  A package of another supplier does not take a distribution's place.
-_CLEARED = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success", "DPkg::Pre-Install-Pkgs", "APT::Architectures")
+_HOOKS = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success", "DPkg::Pre-Install-Pkgs")
+_CLEARED = (*_HOOKS, "APT::Architectures")
 _PREFERENCES = "Package: *\nPin: release o={origin}\nPin-Priority: 500\n\nPackage: *\nPin: release o=*\nPin-Priority: -1\n"
 # A kernel's package wants the tools that would make an initrd and a boot menu of it; here nothing of the kind is made.
 _STATUS = f"""Package: ringfence-no-boot-loader
@@ -103,7 +104,8 @@ class PrivateApt:
         """These packages (or apt's patterns) and all that they need, sorted by name.  Raises UserError."""
         with tempfile.TemporaryDirectory(dir=self._folder) as empty:  # so that nothing is there yet, and everything is printed
             (Path(empty) / "partial").mkdir()
-            printed = self._run("install", "--yes", "--print-uris", "-o", f"Dir::Cache::archives={empty}", "--", *wanted, timeout_s=_RESOLVE_S)
+            options = ("--yes", "--print-uris", "-o", f"Dir::Cache::archives={empty}")
+            printed = self._run("install", *options, "--", *wanted, timeout_s=_RESOLVE_S)
         packages = []
         for address, file_name, size, digest in re.findall(r"(?m)^'([^']+)' (\S+) (\d+) (\S*)$", printed):
             name, version, _ = file_name.split("_", 2)
@@ -134,7 +136,7 @@ class PrivateApt:
     def locked(self) -> Iterator[None]:
         """Nobody else uses the folder meanwhile; waits for whoever does."""
         try:
-            file = open(self._folder / "lock", "w")  # noqa: SIM115  (closed below)
+            file = open(self._folder / "in-use", "w")  # noqa: SIM115  (closed below)
         except OSError as error:
             raise _no_room(self._folder, error) from error
         with file:

@@ -20,6 +20,8 @@ _BASES = ("stable", "oldstable", "oldoldstable", "testing", *_ROLLING)
 _SUFFIXES = ("", "-updates", "-security")
 _SUITE = re.compile(r"[a-z][a-z0-9]{0,30}")
 _ONE_LINE = re.compile(r"deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<address>\S+)\s+(?P<suite>\S+)\s+(?P<components>[^#]*)")
+_PASSWORD_OR_FILE = re.compile(r"://[^/\s]*@|\b(?:file|copy):/")
+_OTHER_KEYS = re.compile(r"(?i)signed-by\s*[:=]\s*/(?!usr/share/keyrings/debian-)")
 _CONFIG_S = 30.0
 _SETTLE = "Check /etc/apt/sources.list and /etc/apt/sources.list.d."
 
@@ -42,11 +44,7 @@ def machine_sources(suite: str | None) -> dict[str, str]:
 
 def for_the_guest(sources: Mapping[str, str]) -> dict[str, str]:
     """Without files that hold a password, name the host's own files, or keys that the guest does not have."""
-    return {
-        name: text
-        for name, text in sources.items()
-        if not re.search(r"://[^/\s]*@|\b(?:file|copy):/", text) and not re.search(r"(?i)signed-by[:=]\s*/(?!usr/share/keyrings/debian-)", text)
-    }
+    return {name: text for name, text in sources.items() if not _PASSWORD_OR_FILE.search(text) and not _OTHER_KEYS.search(text)}
 
 
 def _read_all() -> dict[str, str]:

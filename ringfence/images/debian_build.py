@@ -9,41 +9,43 @@ So nothing needs root rights here, and maintainer scripts of packages run where 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
-import tempfile
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from ringfence.backends.block import qcow2_create
 from ringfence.core.errors import UserError
-from ringfence.core.units import GIB, MIB
+from ringfence.core.units import MIB
 from ringfence.images.cpio import CpioArchive
-from ringfence.images.deb_files import MERGED, add_to, merged, open_files
+from ringfence.images.deb_files import MERGED, add_to, damaged, files_of, merged, uncompressed
 from ringfence.machine.guest_process import GuestGone, GuestProcess, NoAgent
-from ringfence.machine.machine import Machine
+from ringfence.machine.machine import Machine, MachineBusy
 from ringfence.machine.spec import DiskSpec, MachineSpec
 
 Progress = Callable[[str, int, int], None]
-MEMORY_BYTES = 1 * GIB
-MIN_DISK_BYTES = 512 * MIB
+MEMORY_BYTES = 1536 * MIB
 BUILD_S = 3600.0
-_READY_S = 300.0
+_READY_S = 180.0
 _SWITCH_OFF_S = 60.0
 _DISK = "/dev/nvme0n1"  # the cloud kernel has NVMe and ext4 built in
 _AGENT_MODULES = re.compile(r"(virtio|virtio_ring|virtio_pci\w*|virtio_mmio|virtio_console)\.ko(\.\w+)?")
-# Whoever runs in the image: from the package's folder of files for guests, to where it is in the image.
+# From our folder of files for guests to where they are in the image, with what mode.
 _OWN = {
-    "agent": "usr/lib/ringfence/agent",
-    "start": "usr/lib/ringfence/start",
-    "debian-init": "usr/lib/ringfence/init",
-    "debian-shell": "usr/lib/ringfence/shell",
-    "debian-poweroff": "usr/lib/ringfence/poweroff",
+    "agent": ("usr/lib/ringfence/agent", 0o755),
+    "start": ("usr/lib/ringfence/start", 0o755),
+    "debian-init": ("usr/lib/ringfence/init", 0o755),
+    "debian-shell": ("usr/lib/ringfence/shell", 0o755),
+    "debian-poweroff": ("usr/lib/ringfence/poweroff", 0o755),
+    "debian-agent.service": ("etc/systemd/system/ringfence-agent.service", 0o644),
+    "debian-autologin.conf": ("etc/systemd/system/serial-getty@ttyS0.service.d/ringfence.conf", 0o644),
 }
-# Names, modes, owners, contents and links of all files, and times that do not depend on the build.  Folders have no size in it.
-_CANONICAL = "tar -c --sort=name --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime --xattrs --xattrs-include=* -C /mnt ."
+# Names, modes, owners, times, contents and links of all files.
+_CANONICAL = ["tar", "-c", "--sort=name", "--numeric-owner", "--format=posix", "--xattrs", "--xattrs-include=*"]
+_CANONICAL += ["--pax-option=exthdr.name=%d/%f,delete=atime,delete=ctime", "-C", "/mnt", "."]
 _TOLD_LINES, _MAX_LINE_BYTES = 15, 400
 
 
@@ -56,18 +58,20 @@ class Kernel:
 def make_initramfs(
     target: Path, packages: Sequence[Path], kernel_package: Path, files: Mapping[str, str], on_progress: Progress
 ) -> tuple[Kernel, int]:
-    """Writes the guest's initramfs; `files` are further ones for the image.  Returns its kernel, and the latest time of any file in seconds."""
+    """Writes the guest's initramfs; `files` are further ones for the image.  Returns its kernel, and the latest time of a file in s."""
     archive = CpioArchive()
     archive.directory("usr")
     for name in MERGED:
         archive.directory(f"usr/{name}")
         archive.symlink(name, f"usr/{name}")
     have = {"usr", *MERGED, *(f"usr/{name}" for name in MERGED)}
+    _folders(archive, have, "ringfence/debs")
     latest_s = 0
     for done, package in enumerate(packages):
         on_progress("open packages", done, len(packages))
-        latest_s = max(latest_s, add_to(archive, package, have))
-    _folders(archive, have, "ringfence/debs")
+        data = files_of(package)
+        latest_s = max(latest_s, add_to(archive, package, data, have))
+        archive.file(f"ringfence/debs/{package.name}", uncompressed(package, data))
     _folders(archive, have, "ringfence/modules")
     kernel = _add_kernel(archive, kernel_package, have)
     guest = resources.files("ringfence.images") / "guest"
@@ -75,12 +79,10 @@ def make_initramfs(
         archive.file(f"ringfence/{name}", (guest / name).read_bytes(), 0o755)
     archive.file("ringfence/build", (guest / "debian-build").read_bytes(), 0o755)
     archive.file("init", (guest / "debian-build-init").read_bytes(), 0o755)
-    own = {place: ((guest / name).read_bytes(), 0o755) for name, place in _OWN.items()}
-    for place, (data, mode) in {**own, **{name: (text.encode(), 0o644) for name, text in files.items()}}.items():
+    own = [(place, (guest / name).read_bytes(), mode) for name, (place, mode) in _OWN.items()]
+    for place, data, mode in (*own, *((name, text.encode(), 0o644) for name, text in files.items())):
         _folders(archive, have, f"ringfence/files/{place}".rpartition("/")[0])
         archive.file(f"ringfence/files/{place}", data, mode)
-    for package in packages:
-        archive.file(f"ringfence/debs/{package.name}", package.read_bytes())
     with open(target, "wb") as file:
         file.writelines(archive.parts())
     return kernel, latest_s
@@ -99,29 +101,32 @@ def _folders(archive: CpioArchive, have: set[str], path: str) -> None:
 def _add_kernel(archive: CpioArchive, package: Path, have: set[str]) -> Kernel:
     """The modules go where they are in the image, those for the agent to /ringfence/modules as well."""
     image, version = b"", ""
-    with open_files(package) as files:
-        for member in files:
-            name = merged(member.name)
-            if name.startswith("boot/vmlinuz-") and member.isreg():
-                data = files.extractfile(member)
-                image, version = data.read() if data is not None else b"", name.removeprefix("boot/vmlinuz-")
-            elif name.startswith("usr/lib/modules/"):
-                if member.isdir():
+    try:
+        with tarfile.open(fileobj=io.BytesIO(files_of(package))) as members:
+            for member in members:
+                name = merged(member.name)
+                if member.isdir() and name.startswith("usr/lib/modules"):
                     _folders(archive, have, name)
-                elif member.isreg() and (data := files.extractfile(member)) is not None:
+                if not member.isreg() or (data := members.extractfile(member)) is None:
+                    continue
+                if name.startswith("boot/vmlinuz-"):
+                    image, version = data.read(), name.removeprefix("boot/vmlinuz-")
+                elif name.startswith("usr/lib/modules/"):
                     content = data.read()
                     archive.file(name, content)
                     if _AGENT_MODULES.fullmatch(file_name := name.rpartition("/")[2]):
                         archive.file(f"ringfence/modules/{file_name}", content)
+    except (tarfile.TarError, EOFError) as error:
+        raise damaged(package) from error
     if not image:
         raise UserError(f"The package {package.name} holds no kernel.", "Build from Debian's own package sources.")
     return Kernel(image, version)
 
 
 def install(
-    folder: Path, kernel: Path, initramfs: Path, disk: Path, size_bytes: int, epoch_s: int, version: str, packages: int, on_progress: Progress
+    kernel: Path, initramfs: Path, disk: Path, size_bytes: int, epoch_s: int, version: str, packages: int, on_progress: Progress
 ) -> str:
-    """Runs the guest, which leaves a root file system on the new qcow2 image `disk`.  Returns the SHA-256 of its contents, in hexadecimal."""
+    """Runs the guest, which leaves a root file system on the new qcow2 image `disk`.  Returns the SHA-256 of its contents."""
     qcow2_create.create(disk, size_bytes)
     spec = MachineSpec.build(
         name="build-debian",
@@ -145,6 +150,8 @@ def install(
                 raise _failed("its disk could not be unmounted")
             machine.switch_off()
             machine.wait(_SWITCH_OFF_S)
+        except MachineBusy as error:
+            raise _failed("it did not switch itself off") from error
         except (GuestGone, NoAgent) as error:
             seen = machine.console.transcript[-2000:].decode(errors="replace").strip()
             raise _failed(f"{error.cause} Its console:\n{seen}") from error
@@ -175,7 +182,7 @@ def _follow(process: GuestProcess, packages: int, on_progress: Progress) -> None
 
 def _digest(machine: Machine) -> str:
     total = hashlib.sha256()
-    with machine.popen(_CANONICAL.split()) as process:
+    with machine.popen(_CANONICAL) as process:
         for piece in process.stdout:
             total.update(piece)
         if process.wait() != 0:
@@ -187,10 +194,3 @@ def _failed(why: str) -> UserError:
     return UserError(
         f"The guest could not install Debian: {why}", "Build again; if it fails in the same way, another --suite, or report it."
     )
-
-
-def build_machine_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
-    """For what the guest starts from; removed at the end."""
-    with suppress(OSError):
-        parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=parent, prefix=".build-")

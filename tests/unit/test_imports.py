@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"translate", "isa", "ir", "memory", "core"},
     "debug": {"engine.api", "core"},
     "machine": {"engine", "debug", "devices", "backends", "bus", "memory", "core"},
-    "images": {"backends", "core"},
+    "images": {"machine", "backends", "core"},
     "cli": {"machine", "images", "core"},
     "": {"machine", "cli"},
 }

@@ -88,6 +88,6 @@ def test_a_named_overlay_is_made_once(package: Path) -> None:
 def test_the_guests_scripts_are_plain_shell(tmp_path: Path) -> None:
     folder = Path(alpine.__file__).parent / "guest"
     scripts = [path for path in sorted(folder.iterdir()) if path.read_bytes().startswith(b"#!")]
-    assert len(scripts) == 4
+    assert len(scripts) == 9
     for script in scripts:
         subprocess.run(["sh", "-n", str(script)], check=True, timeout=10)
