@@ -66,7 +66,7 @@ def build_debian(
     """
     progress = on_progress or (lambda label, done, total: None)
     packages = (*packages, *(SYSTEMD_PACKAGES if systemd else ()))
-    _check(folder, size_bytes, packages)
+    _check(size_bytes, packages)
     sources = machine_sources(suite)
     apt = PrivateApt(apt_folder(suite), sources)
     with apt.locked():
@@ -140,7 +140,7 @@ def recipe(
     return Recipe(image.kernel, (), " ".join(words), disk, snapshot=overlay is None, interface="nvme")
 
 
-def _check(folder: Path, size_bytes: int, packages: Sequence[str]) -> None:
+def _check(size_bytes: int, packages: Sequence[str]) -> None:
     if size_bytes < MIN_SIZE_BYTES or size_bytes % MIB:
         raise UserError(f"A disk of {size_bytes} bytes is not possible.", f"Use a multiple of 1 MiB, at least {MIN_SIZE_BYTES >> 20} MiB.")
     for name in packages:
@@ -152,8 +152,6 @@ def _check(folder: Path, size_bytes: int, packages: Sequence[str]) -> None:
                 f"{tool} is not installed here; a Debian image is built from the machine's own package sources.",
                 "Build it on a machine with Debian, and copy the folder.",
             )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder.", "Choose another one.")
 
 
 def apt_folder(suite: str | None) -> Path:

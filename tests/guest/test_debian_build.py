@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,24 +94,25 @@ def told(machine: Machine, command: str) -> str:
     return result.stdout.decode().strip()
 
 
-def test_a_second_build_by_an_ordinary_user_is_the_same(image: BuiltImage, user_cache: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(user_cache, home / "cache")
-    shutil.copytree(cache_folder(), home / "compiled", ignore=shutil.ignore_patterns("debian"))
+@pytest.fixture
+def home(user_cache: Path) -> Iterator[Path]:
+    """A home folder of its own for whoever builds a second time, with what has been downloaded and compiled."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        shutil.copytree(user_cache, Path(name) / "cache")
+        shutil.copytree(cache_folder(), Path(name) / "compiled", ignore=shutil.ignore_patterns("debian"))
+        if os.geteuid() == 0:
+            for path in (Path(name), *Path(name).rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        yield Path(name)
+
+
+def test_a_second_build_by_an_ordinary_user_is_the_same(image: BuiltImage, home: Path) -> None:
     environment = {
         **os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "RINGFENCE_CACHE": str(home / "compiled"),
         "XDG_DATA_HOME": str(home / "data"), "RINGFENCE_RUNTIME": str(home / "run"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }  # fmt: skip
-    (home / "compiled").chmod(0o700)
-    as_whom: list[str] = []
-    if os.geteuid() == 0:
-        for path in (home, *home.rglob("*")):
-            os.chown(path, NOBODY, NOBODY)
-        for path in tmp_path.parents:
-            if path.stat().st_uid == 0 and not path.stat().st_mode & 0o001:  # pytest's own folders
-                path.chmod(path.stat().st_mode | 0o011)
-        as_whom = dropping_root(environment)
+    as_whom = dropping_root(environment) if os.geteuid() == 0 else []
     command = [*as_whom, sys.executable, "-c", BUILD, str(home / "image")]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=BUILD_S, check=False)
     assert done.returncode == 0, done.stderr
