@@ -65,7 +65,8 @@ def add_to(archive: CpioArchive, package: Path, files: bytes, have: set[str]) ->
             for member in members:
                 latest_s = max(latest_s, int(member.mtime))
                 name = merged(member.name)
-                if not name or name.startswith(_LATER):
+                links_itself = member.issym() and member.name.removeprefix(".").strip("/") in MERGED  # ./bin -> usr/bin
+                if not name or links_itself or name.startswith(_LATER):
                     continue
                 if member.isdir():
                     if name not in have:

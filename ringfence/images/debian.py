@@ -29,7 +29,7 @@ DEFAULT_SIZE_BYTES = 2 * GIB
 MIN_SIZE_BYTES = 512 * MIB
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"  # drivers for virtual machines; NVMe and ext4 are built in
 # Besides what is essential to every Debian: apt itself, what starts the image and lets it be looked at, and Python.
-PACKAGES = ("apt", "e2fsprogs", "iproute2", "kmod", "mount", "procps", "python3-minimal", "usr-is-merged")
+PACKAGES = ("apt", "e2fsprogs", "iproute2", "kmod", "login", "mount", "passwd", "procps", "python3-minimal", "usr-is-merged")
 SYSTEMD_PACKAGES = ("dbus", "systemd-sysv", "udev")
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 4.6, 5.6.7
 _INIT = "/usr/lib/ringfence/init"

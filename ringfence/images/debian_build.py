@@ -30,7 +30,9 @@ Progress = Callable[[str, int, int], None]
 MEMORY_BYTES = 1536 * MIB
 BUILD_S = 3600.0
 _READY_S = 180.0
+_LOOK_S = 2.0
 _SWITCH_OFF_S = 60.0
+_SHOWN_BYTES = 2000
 _DISK = "/dev/nvme0n1"  # the cloud kernel has NVMe and ext4 built in
 _AGENT_MODULES = re.compile(r"(virtio|virtio_ring|virtio_pci\w*|virtio_mmio|virtio_console)\.ko(\.\w+)?")
 # From our folder of files for guests to where they are in the image, with what mode.
@@ -132,7 +134,7 @@ def install(
         name="build-debian",
         kernel=kernel,
         initrd=(initramfs,),
-        append="console=ttyS0 quiet panic=-1",
+        append="console=ttyS0 quiet",
         memory=MEMORY_BYTES,
         disks=(DiskSpec(path=disk, format="qcow2", interface="nvme"),),
         devices=("agent",),
@@ -141,7 +143,7 @@ def install(
     with Machine(spec, on_progress=on_progress) as machine:
         machine.start()
         try:
-            machine.wait_ready(_READY_S)
+            _wait_for_agent(machine)
             with machine.popen(["/ringfence/build", str(epoch_s), version, _DISK]) as process:
                 _follow(process, packages, on_progress)
             on_progress("check the disk", 0, 1)
@@ -153,10 +155,24 @@ def install(
         except MachineBusy as error:
             raise _failed("it did not switch itself off") from error
         except (GuestGone, NoAgent) as error:
-            seen = machine.console.transcript[-2000:].decode(errors="replace").strip()
+            seen = machine.console.transcript[-_SHOWN_BYTES:].decode(errors="replace").strip()
             raise _failed(f"{error.cause} Its console:\n{seen}") from error
     on_progress("check the disk", 1, 1)
     return digest
+
+
+def _wait_for_agent(machine: Machine) -> None:
+    """Raises NoAgent, soon where the kernel has given up."""
+    waited_s = 0.0
+    while True:
+        try:
+            return machine.wait_ready(_LOOK_S)
+        except GuestGone:
+            raise
+        except NoAgent:
+            waited_s += _LOOK_S
+            if waited_s >= _READY_S or b"Kernel panic" in machine.console.transcript:
+                raise
 
 
 def _follow(process: GuestProcess, packages: int, on_progress: Progress) -> None:

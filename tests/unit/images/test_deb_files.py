@@ -38,6 +38,7 @@ def test_what_is_added() -> None:
     files = tar(
         ("./", b"", {"type": tarfile.DIRTYPE, "mode": 0o755, "mtime": 5}),
         ("./bin", b"", {"type": tarfile.DIRTYPE, "mode": 0o755, "mtime": 5}),
+        ("./lib", b"", {"type": tarfile.SYMTYPE, "linkname": "usr/lib"}),
         ("./tmp", b"", {"type": tarfile.DIRTYPE, "mode": 0o1777, "mtime": 7}),
         ("./bin/a", b"program", {"mode": 0o4755, "mtime": 9}),
         ("./bin/b", b"", {"type": tarfile.LNKTYPE, "linkname": "./bin/a"}),
