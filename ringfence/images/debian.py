@@ -28,9 +28,11 @@ KERNEL, DISK, RECORD = "kernel", "disk.qcow2", "image.json"
 DEFAULT_SIZE_BYTES = 2 * GIB
 MIN_SIZE_BYTES = 512 * MIB
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"  # drivers for virtual machines; NVMe and ext4 are built in
-# Besides what is essential to every Debian: apt itself, what starts the image and lets it be looked at, and Python.
-PACKAGES = ("apt", "e2fsprogs", "iproute2", "kmod", "login", "mount", "passwd", "procps", "python3-minimal", "usr-is-merged")
-SYSTEMD_PACKAGES = ("dbus", "systemd-sysv", "udev")
+# Besides what is essential to every Debian: apt itself, two ways to start, what lets a system be looked at, and Python.
+PACKAGES = (
+    *("apt", "dbus", "e2fsprogs", "iproute2", "kmod", "login", "mount", "passwd", "procps", "python3-minimal"),
+    *("systemd-sysv", "udev", "usr-is-merged"),
+)
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 4.6, 5.6.7
 _INIT = "/usr/lib/ringfence/init"
 
@@ -55,17 +57,14 @@ def build_debian(
     suite: str | None = None,
     size_bytes: int = DEFAULT_SIZE_BYTES,
     packages: Sequence[str] = (),
-    systemd: bool = False,
     offline: bool = False,
     on_progress: Progress | None = None,
 ) -> BuiltImage:
     """Builds an image in `folder`; further `packages` are installed besides.  Takes a minute or two.  Raises UserError.
 
-    `suite` None takes the machine's own.  `systemd` brings what `init="systemd"` of a recipe needs.  `offline` uses the lists and packages
-    of an earlier build.
+    `suite` None takes the machine's own.  `offline` uses the lists and packages of an earlier build.
     """
     progress = on_progress or (lambda label, done, total: None)
-    packages = (*packages, *(SYSTEMD_PACKAGES if systemd else ()))
     _check(size_bytes, packages)
     sources = machine_sources(suite)
     apt = PrivateApt(apt_folder(suite), sources)
@@ -131,9 +130,9 @@ def recipe(
     size: tuple[int, int] | None = None,
     append: str = "",
 ) -> Recipe:
-    """Everything to run an image.  `size` is (columns, rows) of the terminal, `overlay` the name of one to be kept."""
-    if init == "systemd" and "systemd-sysv" not in image.packages:
-        raise UserError("systemd is not in this image.", "Build it with --systemd.")
+    """Everything to run an image.  `init` "shell" is a root shell on the console and no more, "systemd" Debian's own start with a login
+    there, "agent" nothing but what runs commands, which the others do too.  `size` is (columns, rows) of the terminal, `overlay` the name
+    of one to be kept."""
     root = ["root=/dev/nvme0n1", "rootfstype=ext4", "rw", f"init={_INIT}"]
     words = [*console_words(init, hostname, terminal, size), *root, *([append] if append else [])]
     disk = image.disk if overlay is None else named_overlay(overlay, image.disk, "debian")

@@ -27,7 +27,8 @@ from ringfence.machine.machine import Machine, MachineBusy
 from ringfence.machine.spec import DiskSpec, MachineSpec
 
 Progress = Callable[[str, int, int], None]
-MEMORY_BYTES = 1536 * MIB
+# A file system in memory may take a half of it: that of this guest has all files, and the packages.
+MIN_MEMORY_BYTES = 1536 * MIB
 BUILD_S = 3600.0
 _READY_S = 180.0
 _LOOK_S = 2.0
@@ -135,7 +136,7 @@ def install(
         kernel=kernel,
         initrd=(initramfs,),
         append="console=ttyS0 quiet",
-        memory=MEMORY_BYTES,
+        memory=max(MIN_MEMORY_BYTES, (5 * initramfs.stat().st_size // 2 // MIB + 256) * MIB),
         disks=(DiskSpec(path=disk, format="qcow2", interface="nvme"),),
         devices=("agent",),
         timeout=BUILD_S,
@@ -190,9 +191,8 @@ def _follow(process: GuestProcess, packages: int, on_progress: Progress) -> None
                     counts[word] = min(counts[word] + 1, packages)
                     on_progress(label, counts[word], packages)
         lines = [*lines, *(line[:_MAX_LINE_BYTES] for line in new)][-_TOLD_LINES:]
-    errors = process.stderr.read().splitlines()[-_TOLD_LINES:]
     if (status := process.wait()) != 0:
-        told = b"\n".join([*lines, *(line[:_MAX_LINE_BYTES] for line in errors)]).decode(errors="replace")
+        told = b"\n".join([*lines, rest]).decode(errors="replace").strip()
         raise _failed(f"status {status}:\n{told}")
 
 

@@ -91,7 +91,8 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     settings = tmp_path / "apt.conf"
-    settings.write_text('Acquire::http::Proxy "DIRECT";\n')  # the machine's own proxy does not know this archive
+    # The machine's own proxy does not know this archive.
+    settings.write_text('Acquire::http::Proxy "DIRECT";\nAcquire::Retries "0";\n')
     monkeypatch.setenv("APT_CONFIG", str(settings))
     (tmp_path / "archive").mkdir()
     made = Archive(tmp_path / "archive")
