@@ -68,41 +68,43 @@ def build_debian(
     _check(size_bytes, packages)
     sources = machine_sources(suite)
     apt = PrivateApt(apt_folder(suite), sources)
-    with apt.locked():
-        if not offline:
-            apt.update()
-        chosen = _resolve(apt, packages, offline)
-        files = apt.fetch(chosen, offline=offline, on_progress=progress)
-        kernels = [package for package in chosen if re.match(r"linux-image-\d", package.name)]
-        if len(kernels) != 1:
-            raise UserError(f"{_KERNEL_PACKAGE} means {len(kernels)} kernels here, not one.", "Build from Debian's own package sources.")
-        installed = [package for package in chosen if not package.name.startswith("linux-image-")]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
-                work = Path(temporary)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
+            work = Path(temporary)
+            with apt.locked():
+                if not offline:
+                    apt.update()
+                chosen = _resolve(apt, packages, offline)
+                files = apt.fetch(chosen, offline=offline, on_progress=progress)
+                kernel_package = _kernel_of(chosen)
+                installed = {package.name: package.version for package in chosen if not package.name.startswith("linux-image-")}
+                further = {f"etc/apt/sources.list.d/{name}": text for name, text in for_the_guest(sources).items()}
+                archive = work / "initramfs"
                 kernel, epoch_s = debian_build.make_initramfs(
-                    work / "initramfs",
-                    [files[package.name] for package in installed],
-                    files[kernels[0].name],
-                    {f"etc/apt/sources.list.d/{name}": text for name, text in for_the_guest(sources).items()},
-                    progress,
+                    archive, [files[name] for name in installed], files[kernel_package], further, progress
                 )
-                (work / KERNEL).write_bytes(kernel.image)
-                digest = debian_build.install(
-                    work / KERNEL, work / "initramfs", work / DISK, size_bytes, epoch_s, kernel.version, len(installed), progress
-                )
-                image = BuiltImage(
-                    folder / KERNEL, folder / DISK, kernel.version, digest, {package.name: package.version for package in installed}
-                )
-                _record(image, work / RECORD)
-                for name in (KERNEL, DISK, RECORD):  # the record comes last: where it is, everything is
-                    (work / name).replace(folder / name)
-        except OSError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"The image cannot be written to {folder}: {error}.", "Free space there, or choose another folder.") from error
+            (work / KERNEL).write_bytes(kernel.image)
+            digest = debian_build.install(
+                work / KERNEL, archive, work / DISK, size_bytes, epoch_s, kernel.version, len(installed), progress
+            )
+            image = BuiltImage(folder / KERNEL, folder / DISK, kernel.version, digest, installed)
+            _record(image, work / RECORD)
+            (folder / RECORD).unlink(missing_ok=True)
+            for name in (KERNEL, DISK, RECORD):  # the record comes last: where it is, everything is, and of one build
+                (work / name).replace(folder / name)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"The image cannot be written to {folder}: {error}.", "Free space there, or choose another folder.") from error
     return image
+
+
+def _kernel_of(packages: Sequence[Package]) -> str:
+    kernels = [package.name for package in packages if re.match(r"linux-image-\d", package.name)]
+    if len(kernels) != 1:
+        raise UserError(f"{_KERNEL_PACKAGE} means {len(kernels)} kernels here, not one.", "Build from Debian's own package sources.")
+    return kernels[0]
 
 
 def load(folder: Path) -> BuiltImage:

@@ -27,7 +27,6 @@ from ringfence.machine.machine import Machine, MachineBusy
 from ringfence.machine.spec import DiskSpec, MachineSpec
 
 Progress = Callable[[str, int, int], None]
-# A file system in memory may take a half of it: that of this guest has all files, and the packages.
 MIN_MEMORY_BYTES = 1536 * MIB
 BUILD_S = 3600.0
 _READY_S = 180.0
@@ -136,7 +135,7 @@ def install(
         kernel=kernel,
         initrd=(initramfs,),
         append="console=ttyS0 quiet",
-        memory=max(MIN_MEMORY_BYTES, (5 * initramfs.stat().st_size // 2 // MIB + 256) * MIB),
+        memory=_memory_bytes(initramfs.stat().st_size),
         disks=(DiskSpec(path=disk, format="qcow2", interface="nvme"),),
         devices=("agent",),
         timeout=BUILD_S,
@@ -157,9 +156,16 @@ def install(
             raise _failed("it did not switch itself off") from error
         except (GuestGone, NoAgent) as error:
             seen = machine.console.transcript[-_SHOWN_BYTES:].decode(errors="replace").strip()
-            raise _failed(f"{error.cause} Its console:\n{seen}") from error
+            why = "Its kernel gave up." if _has_panicked(machine) else error.cause
+            raise _failed(f"{why} Its console:\n{seen}") from error
     on_progress("check the disk", 1, 1)
     return digest
+
+
+def _memory_bytes(initramfs_bytes: int) -> int:
+    """Linux gives a file system in memory a half of what is left beside the archive; it has to hold the archive's files and what becomes
+    of them."""
+    return max(MIN_MEMORY_BYTES, (initramfs_bytes * 13 // 4 // MIB + 512) * MIB)
 
 
 def _wait_for_agent(machine: Machine) -> None:
@@ -172,8 +178,12 @@ def _wait_for_agent(machine: Machine) -> None:
             raise
         except NoAgent:
             waited_s += _LOOK_S
-            if waited_s >= _READY_S or b"Kernel panic" in machine.console.transcript:
+            if waited_s >= _READY_S or _has_panicked(machine):
                 raise
+
+
+def _has_panicked(machine: Machine) -> bool:
+    return b"Kernel panic" in machine.console.transcript
 
 
 def _follow(process: GuestProcess, packages: int, on_progress: Progress) -> None:
@@ -207,6 +217,6 @@ def _digest(machine: Machine) -> str:
 
 
 def _failed(why: str) -> UserError:
-    return UserError(
-        f"The guest could not install Debian: {why}", "Build again; if it fails in the same way, another --suite, or report it."
-    )
+    full = "No space left on device" in why
+    remedy = "Give the disk a larger size." if full else "Build again; if it fails in the same way, try another suite, or report it."
+    return UserError(f"The guest could not install Debian: {why}", remedy)
