@@ -174,6 +174,21 @@ def test_a_damaged_archive_is_refused(apt: PrivateApt, archive: Archive) -> None
         apt.fetch(packages)
 
 
+def test_an_archive_on_a_disk_of_this_machine(archive: Archive, tmp_path: Path) -> None:
+    """apt leaves its packages where they are; so does what finds one of them damaged."""
+    apt = PrivateApt(tmp_path / "local", {"local.list": f"deb [trusted=yes] file:{archive.folder} ./\n"}, origin="Test")
+    apt.update()
+    packages = resolved(apt)
+    original = archive.folder / "tool_2.0_amd64.deb"
+    assert apt.fetch(packages)["tool"] == original
+    data = bytearray(original.read_bytes())
+    data[5000] ^= 1
+    original.write_bytes(data)
+    with pytest.raises(UserError):
+        apt.fetch(packages)
+    assert original.read_bytes() == data
+
+
 def test_lists_that_were_changed_are_refused(apt: PrivateApt, archive: Archive) -> None:
     with open(archive.folder / "Packages", "a") as file:
         file.write("\n")
