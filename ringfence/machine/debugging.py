@@ -86,6 +86,8 @@ class Debugger:
                     self._stop(Stop(SIGNAL_TRAP, "step"))
                     break
                 return result
+            if self._machine.ending:  # by this very instruction: the debugger hears of that, and of no stop before
+                break
             if not first <= linear_pc(engine.read_state()) < end:
                 self._stop(Stop(SIGNAL_TRAP, "step"))
                 break

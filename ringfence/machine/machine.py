@@ -234,6 +234,11 @@ class Machine(ScreenAccess, GuestCommands):
             return None
         return self._status.code if self._status is not None else STATUS_USER_ERROR
 
+    @property
+    def ending(self) -> bool:
+        """Whether what ends the machine has happened.  Device thread only; `exit_code` follows."""
+        return self._status is not None
+
     def wait(self, timeout_s: float | None = None) -> ExitStatus:
         """Waits for the guest's end; raises MachineBusy when it still runs after `timeout_s`, UserError for the host's faults."""
         if self._thread is None:
@@ -341,7 +346,7 @@ class Machine(ScreenAccess, GuestCommands):
                 last = self._loop.run(
                     self.engine,
                     self.board.interrupt_waits,
-                    lambda: self._status is not None,
+                    lambda: self.ending,
                     self._reset_if_wanted,
                     self.debugger,
                     self._others,

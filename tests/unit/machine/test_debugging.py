@@ -38,6 +38,14 @@ class Client:
             self.data += more
         self.data = self.data.partition(frame(answer))[2]
 
+    def expect_first(self, answer: bytes) -> None:
+        """Before any other."""
+        while len(self.data) < len(frame(answer)):
+            more = self.socket.recv(4096)
+            assert more, f"hung up after {self.data!r}, before {answer!r}"
+            self.data += more
+        assert self.data.startswith(frame(answer))
+
     def ask(self, packet: bytes, answer: bytes) -> None:
         self.send(packet)
         self.expect(answer)
@@ -102,6 +110,17 @@ def test_steps(build: Callable[..., Machine]) -> None:
     client.ask(b"vCont;r1000,1010:1", b"T05thread:1;")
     assert engine_of(machine).registers["rip"] == 0x1010
     assert engine_of(machine).runs == 0
+
+
+def test_a_step_that_ends_the_machine_is_told_as_its_end(build: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = build()
+    engine = engine_of(machine)
+    monkeypatch.setattr(engine, "step", lambda interrupts: POWER_OFF(engine))
+    client = Client(machine)
+    client.ask(b"QStartNoAckMode", b"OK")
+    client.socket.sendall(b"+")
+    client.send(b"vCont;s:1")
+    client.expect_first(b"W00")
 
 
 def test_an_endless_range_step_can_be_interrupted(build: Callable[..., Machine]) -> None:
