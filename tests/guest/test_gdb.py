@@ -156,12 +156,12 @@ def test_ctrl_c_and_going_on_without_the_debugger(kernel: Path, tmp_path: Path) 
 
 def test_single_steps_are_exact_through_every_kind_of_instruction(debuggee: Debuggee) -> None:
     """As many steps at once come to where four times a quarter of them come in another run."""
-    answers = debuggee.gdb("break copy", "continue", "delete", "stepi 320", "x/1i $pc", "print $pc", "print $rcx", "kill")
+    answers = debuggee.gdb("break copy", "continue", "delete", "stepi 280", "x/1i $pc", "print $pc", "print $rcx", "kill")
     where = answers[5]
     assert where.startswith("$1 = "), "the guest had not ended"
     second = Debuggee(debuggee._kernel)
     with second.session:
-        again = second.gdb("break copy", "continue", "delete", *["stepi 80"] * 4, "x/1i $pc", "print $pc", "print $rcx", "kill")
+        again = second.gdb("break copy", "continue", "delete", *["stepi 70"] * 4, "x/1i $pc", "print $pc", "print $rcx", "kill")
         assert again[8] == where and again[9] == answers[6]
 
 
