@@ -6,6 +6,7 @@ the host in blocks that the byte count registers announce, no longer than the li
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,9 +79,9 @@ class AtapiTransport(IdeDrive):
         self.medium = medium
         super().__init__(name, executor, AtapiState(), dma)
 
+    @abstractmethod
     def perform_packet(self, packet: bytes) -> None:
         """Executes a command packet."""
-        raise NotImplementedError
 
     def _after_reset(self) -> None:
         super()._after_reset()

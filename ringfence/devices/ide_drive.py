@@ -9,6 +9,7 @@ back the drive shows BSY.  A backend takes calls from one thread at a time, so e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -80,7 +81,7 @@ class _Job:
             self.error = error
 
 
-class IdeDrive:
+class IdeDrive(ABC):
     """Base of drives; a subclass executes commands and says what follows a block of data."""
 
     state: DriveState
@@ -104,21 +105,21 @@ class IdeDrive:
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 
+    @abstractmethod
     def execute(self, command: int) -> None:
         """Begins a command."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _data_in_done(self) -> None:
         """The host has read the block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _data_out_done(self) -> None:
         """The host has filled the block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _continue_dma(self) -> None:
         """Moves data as far as the bus master is active and nothing is under way."""
-        raise NotImplementedError
 
     # -- registers -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ the code stay together.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,7 @@ class Ps2State(State):
     lengths_count = Field(7, doc="(filled in by save)")
 
 
-class Ps2Device(Device):
+class Ps2Device(Device, ABC):
     """Base of keyboard and mouse.  A subclass makes its state, and answers in `_command` and `_argument`."""
 
     state: Ps2State
@@ -90,12 +91,12 @@ class Ps2Device(Device):
 
     # --- for subclasses ---
 
-    def _command(self, value: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _command(self, value: int) -> None: ...
 
+    @abstractmethod
     def _argument(self, command: int, value: int) -> bool:
         """The byte after `command`.  False: it is no argument but another command."""
-        raise NotImplementedError
 
     def _drained(self) -> None:
         """The last byte of the buffer was taken."""

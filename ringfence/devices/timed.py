@@ -7,6 +7,7 @@ still between `pause` and `resume`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from ringfence.devices.api import Device
@@ -15,21 +16,21 @@ from ringfence.devices.api import Device
 MIN_PERIOD_NS = 100_000
 
 
-class TimedDevice(Device):
+class TimedDevice(Device, ABC):
     """Base of devices that keep instants of the clock outside of their declared state."""
 
     _paused = False
 
+    @abstractmethod
     def _freeze(self) -> None:
         """Writes ages into the state; changes nothing else."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _thaw(self) -> None:
         """Makes instants from the ages in the state and arms timers."""
-        raise NotImplementedError
 
-    def _stop_timers(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _stop_timers(self) -> None: ...
 
     def pause(self) -> None:
         if not self._paused:

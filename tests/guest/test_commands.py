@@ -216,17 +216,17 @@ def test_copies(machine: Machine, runtime: Path, tmp_path: Path) -> None:
     os.link(tree / "deep" / "noise", tree / "hard")
     done = ringfence(runtime, "cp", str(tree), f"{NAME}:/root")
     assert done.returncode == 0, done.stderr
-    listed = machine.exec(["sh", "-c", "cd /root/tree; stat -c '%a %h' deep/noise; readlink link; sha256sum hard"]).stdout.decode().split()
+    listed = machine.exec(["sh", "-c", "cd /srv/tree; stat -c '%a %h' deep/noise; readlink link; sha256sum hard"]).stdout.decode().split()
     assert listed[:3] == ["741", "2", "deep/noise"]
     assert listed[3] == hashlib.sha256((tree / "hard").read_bytes()).hexdigest()
-    done = ringfence(runtime, "cp", f"{NAME}:/root/tree", str(tmp_path / "back"))
+    done = ringfence(runtime, "cp", f"{NAME}:/srv/tree", str(tmp_path / "back"))
     assert done.returncode == 0, done.stderr
     back = tmp_path / "back"
     assert (back / "hard").read_bytes() == (tree / "hard").read_bytes() and (back / "hard").stat().st_nlink == 2
     assert (back / "deep" / "noise").stat().st_mode & 0o7777 == 0o741 and os.readlink(back / "link") == "deep/noise"
     (tmp_path / "small").write_text("small")
-    machine.put(tmp_path / "small", "/root/renamed")
-    machine.get("/root/renamed", tmp_path)
+    machine.put(tmp_path / "small", "/srv/renamed")
+    machine.get("/srv/renamed", tmp_path)
     assert (tmp_path / "renamed").read_text() == "small"
     done = ringfence(runtime, "cp", f"{NAME}:/etc/nothing", str(tmp_path))
     assert done.returncode == 125 and b"No such file" in done.stderr

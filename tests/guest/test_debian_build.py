@@ -226,9 +226,9 @@ def test_a_named_overlay_keeps_what_was_written(image: BuiltImage, tmp_path: Pat
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     before = image.disk.stat().st_mtime_ns
     with running(image, overlay="work") as machine:
-        told(machine, "echo kept >/root/file")
+        told(machine, "echo kept >/srv/file")
     with running(image, overlay="work", hostname="meadow") as machine:
-        assert told(machine, "cat /root/file; hostname; grep -c meadow /etc/hosts").split() == ["kept", "meadow", "1"]
+        assert told(machine, "cat /srv/file; hostname; grep -c meadow /etc/hosts").split() == ["kept", "meadow", "1"]
     assert [path.name for path in tmp_path.rglob("*.qcow2")] == ["debian-work.qcow2"]
     assert image.disk.stat().st_mtime_ns == before
 

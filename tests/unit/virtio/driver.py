@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -111,7 +112,7 @@ class Ring:
         return self.memory.read_uint(self.used + 4 + 8 * self.size, 2)
 
 
-class Driver:
+class Driver(ABC):
     """Brings a device up (3.1.1); transports say how registers are reached."""
 
     def __init__(self, memory: GuestMemory) -> None:
@@ -136,30 +137,30 @@ class Driver:
             self.rings.append(ring)
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
 
-    def set_status(self, value: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set_status(self, value: int) -> None: ...
 
-    def status(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def status(self) -> int: ...
 
-    def accept(self, features: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def accept(self, features: int) -> None: ...
 
-    def set_up_queue(self, index: int, ring: Ring) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set_up_queue(self, index: int, ring: Ring) -> None: ...
 
-    def kick(self, queue_index: int = 0) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def kick(self, queue_index: int = 0) -> None: ...
 
+    @abstractmethod
     def acknowledge(self) -> int:
         """Takes the interrupt: its causes."""
-        raise NotImplementedError
 
-    def read_config(self, offset: int, size: int) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def read_config(self, offset: int, size: int) -> int: ...
 
-    def write_config(self, offset: int, size: int, value: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write_config(self, offset: int, size: int, value: int) -> None: ...
 
 
 class MmioDriver(Driver):

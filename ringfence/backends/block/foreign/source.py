@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -40,7 +41,7 @@ class Run(NamedTuple):
     unpack: Callable[[], bytes] | None = None
 
 
-class ForeignBlock:
+class ForeignBlock(ABC):
     """See `ringfence.backends.api.Block` and `Source`; every write is refused (EROFS).  Formats define `_run`.
 
     `kind` is the format's variant in the words of its specification.  Owns its files and closes them.
@@ -58,9 +59,9 @@ class ForeignBlock:
         self._file = file
         self._disk_bytes = size_bytes
 
+    @abstractmethod
     def _run(self, offset: int, limit: int) -> Run:
         """The longest run from this byte of the disk on, at most `limit` bytes, where all of them are bytes of the disk."""
-        raise NotImplementedError
 
     def read(self, offset: int, buffer: memoryview) -> None:
         check_range(offset, len(buffer), self.size_bytes)
@@ -109,7 +110,7 @@ class ForeignBlock:
     def write_zeroes(self, offset: int, size_bytes: int, may_unmap: bool) -> None:
         raise OSError(errno.EROFS, f"a disk of the format {self.format} is read-only")
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027  (whole as it is)
         """Nothing was written."""
 
     def close(self) -> None:
