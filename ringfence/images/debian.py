@@ -19,9 +19,9 @@ from ringfence.core.errors import UserError
 from ringfence.core.paths import user_cache_folder
 from ringfence.core.units import GIB, MIB
 from ringfence.images import debian_build
-from ringfence.images.alpine import Recipe, console_words, named_overlay
 from ringfence.images.deb_apt import Package, PrivateApt
 from ringfence.images.deb_sources import for_the_guest, machine_sources
+from ringfence.images.recipe import Recipe, console_words, named_overlay
 
 Progress = Callable[[str, int, int], None]
 KERNEL, DISK, RECORD = "kernel", "disk.qcow2", "image.json"
@@ -115,10 +115,10 @@ def load(folder: Path) -> BuiltImage:
             folder / KERNEL, folder / DISK, str(values["kernel_version"]), str(values["root_digest"]), dict(values["packages"])
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"There is no whole Debian image in {folder}: {error}.", "Build it: ringfence build debian") from error
+        raise UserError(f"There is no whole Debian image in {folder}: {error}.", "Build it with build_debian.") from error
     for path in (image.kernel, image.disk):
         if not path.is_file():
-            raise UserError(f"The Debian image in {folder} has lost its {path.name}.", "Build it again: ringfence build debian")
+            raise UserError(f"The Debian image in {folder} has lost its {path.name}.", "Build it again with build_debian.")
     return image
 
 

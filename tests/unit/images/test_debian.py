@@ -32,7 +32,7 @@ def test_a_damaged_record(folder: Path, record: str) -> None:
     (folder / debian.RECORD).write_text(record)
     with pytest.raises(UserError, match="no whole Debian image") as error:
         debian.load(folder)
-    assert "ringfence build debian" in error.value.remedy
+    assert "build_debian" in error.value.remedy
 
 
 @pytest.mark.parametrize("name", [debian.KERNEL, debian.DISK])
