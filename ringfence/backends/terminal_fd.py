@@ -7,7 +7,12 @@ no way out: all programs that share it would get it too.
 
 from __future__ import annotations
 
+import atexit
+import errno
 import os
+import termios
+import threading
+from typing import Any
 
 
 def open_writer(fd: int) -> int | None:
@@ -21,3 +26,31 @@ def open_writer(fd: int) -> int | None:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+class SavedTerminal:
+    """Settings of the terminal `fd`, to be put back; `when` is termios.TCSANOW or TCSADRAIN."""
+
+    def __init__(self, fd: int, when: int) -> None:
+        self._fd = fd
+        self._when = when
+        self._saved: list[Any] | None = None
+        self._lock = threading.Lock()
+
+    def save(self) -> None:
+        """From now on they are put back at the process's end, if not before."""
+        self._saved = termios.tcgetattr(self._fd)
+        atexit.register(self.restore)
+
+    def restore(self) -> None:
+        """Once, whoever calls first, on any thread."""
+        with self._lock:
+            saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        atexit.unregister(self.restore)
+        try:
+            termios.tcsetattr(self._fd, self._when, saved)
+        except termios.error as error:
+            if error.args[0] != errno.EIO:  # the terminal itself has gone
+                raise

@@ -83,6 +83,28 @@ def is_global(cr4: int, e: int) -> int:
 
 
 @native
+def page_rights(cpu: int, rights: int, access: int, table: int) -> int:
+    """Of a page whose entries together give `rights` (U/S and R/W where entries have them): 0 where the access is forbidden, else 1, and
+    bit 1 where writing is allowed (SDM 3A 4.6.1, without XD)."""
+    cr4 = ld64(cpu + FIELDS["cr4"])
+    if table == 1:
+        if (rights & 4) == 0:
+            return 0
+    elif rights & 4:
+        if access == EXECUTE:
+            if (cr4 >> 20) & 1:
+                return 0
+        elif ((cr4 >> 21) & 1) and table == 0:
+            return 0
+    writable = (rights >> 1) & 1
+    if table != 1 and ((ld64(cpu + FIELDS["cr0"]) >> 16) & 1) == 0:
+        writable = 1
+    if access == WRITE and writable == 0:
+        return 0
+    return 1 | (writable << 1)
+
+
+@native
 def walk(cpu: int, va: int, access: int, table: int) -> int:
     """The guest physical address of `va`, or WALK_FAULT with the #PF error code.  Sets A and D; an entry that another
     vCPU changes meanwhile is looked at anew.  `walk_writable` tells whether a write needs no further walk, bit 1 whether the page is
@@ -104,7 +126,6 @@ def walk(cpu: int, va: int, access: int, table: int) -> int:
     efer = ld64(cpu + FIELDS["efer"])
     cr4 = ld64(cpu + FIELDS["cr4"])
     nxe = (efer >> 11) & 1
-    wp = (cr0 >> 16) & 1
     error = WALK_FAULT | (user << 2)
     if access == WRITE:
         error |= 2
@@ -150,20 +171,10 @@ def walk(cpu: int, va: int, access: int, table: int) -> int:
     size_mask = (1 << shift) - 1
     if shift != 12 and (e & FRAME & size_mask & ~0x1000):
         return error | 9
-    if user:
-        if (rights & 4) == 0:
-            return error | 1
-    elif rights & 4:
-        if access == EXECUTE:
-            if (cr4 >> 20) & 1:
-                return error | 1
-        elif ((cr4 >> 21) & 1) and table == 0:
-            return error | 1
-    writable = (rights >> 1) & 1
-    if user == 0 and wp == 0:
-        writable = 1
-    if access == WRITE and writable == 0:
+    allowed = page_rights(cpu, rights, access, table)
+    if allowed == 0:
         return error | 1
+    writable = allowed >> 1
     if access == EXECUTE and nx:
         return error | 1
     new = e | 0x20
@@ -180,7 +191,6 @@ def walk_32(cpu: int, va: int, access: int, table: int) -> int:
     """The same through the two-level tables of 32-bit entries (SDM 3A 4.3), 4 MiB pages with PSE-36 included."""
     user = table == 1
     cr4 = ld64(cpu + FIELDS["cr4"])
-    wp = (ld64(cpu + FIELDS["cr0"]) >> 16) & 1
     error = WALK_FAULT | (user << 2)
     if access == WRITE:
         error |= 2
@@ -209,20 +219,10 @@ def walk_32(cpu: int, va: int, access: int, table: int) -> int:
             return error
         rights &= e
         frame = (e & 0xFFFFF000) + (va & 0xFFF)
-    if user:
-        if (rights & 4) == 0:
-            return error | 1
-    elif rights & 4:
-        if access == EXECUTE:
-            if (cr4 >> 20) & 1:
-                return error | 1
-        elif ((cr4 >> 21) & 1) and table == 0:
-            return error | 1
-    writable = (rights >> 1) & 1
-    if user == 0 and wp == 0:
-        writable = 1
-    if access == WRITE and writable == 0:
+    allowed = page_rights(cpu, rights, access, table)
+    if allowed == 0:
         return error | 1
+    writable = allowed >> 1
     new = e | 0x20
     if access == WRITE:
         new |= 0x40

@@ -145,6 +145,18 @@ def remembered_block(cpu: int, host: int, ra: int, mode: int) -> int:
 
 
 @native
+def block_or_leave(cpu: int, host: int, ra: int, mode: int) -> int:
+    """The living block of the code at RAM offset `ra`, translated if there is none; 0: the vCPU leaves for Python's translator."""
+    b = find_block(cpu, ra, mode)
+    if b == 0:
+        b = translate_block(cpu, host, ra, mode)
+    if b == 0:
+        st64(cpu + WORDS["cur_phys"], ra)
+        st64(cpu + WORDS["exit_reason"], LEFT_TRANSLATE)
+    return b
+
+
+@native
 def look_up(cpu: int) -> int:
     """The same without the jump cache: of the living block, which is translated if there is none."""
     while True:
@@ -186,23 +198,15 @@ def look_up(cpu: int) -> int:
         j = cpu + JUMP_CACHE + (((va ^ (va >> 12)) & (JUMP_CACHE_ENTRIES - 1)) << 4)
         b = remembered_block(cpu, ld64(j + 8), ra, mode | near)
         if b == 0:
-            b = find_block(cpu, ra, mode | near)
-        if b == 0:
-            b = translate_block(cpu, va + ld64(e + 24), ra, mode | near)
-        if b == 0:
-            st64(cpu + WORDS["cur_phys"], ra)
-            st64(cpu + WORDS["exit_reason"], LEFT_TRANSLATE)
-            return 0
+            b = block_or_leave(cpu, va + ld64(e + 24), ra, mode | near)
+            if b == 0:
+                return 0
         if ld32(b + B_GUEST_BYTES) > room:  # it runs on over the end of the code segment: one instruction at a time
             if near == 0:
                 near = MODE_ONE
                 st64(cpu + POINT_NEAR, near)
-                b = find_block(cpu, ra, mode | near)
+                b = block_or_leave(cpu, va + ld64(e + 24), ra, mode | near)
                 if b == 0:
-                    b = translate_block(cpu, va + ld64(e + 24), ra, mode | near)
-                if b == 0:
-                    st64(cpu + WORDS["cur_phys"], ra)
-                    st64(cpu + WORDS["exit_reason"], LEFT_TRANSLATE)
                     return 0
             if ld32(b + B_GUEST_BYTES) > room and ld64(cpu + FIELDS["cr0_settable"]):  # before the 286 there was no #GP
                 raise_beyond_limit(cpu)

@@ -118,9 +118,9 @@ def shapes() -> Iterator[Shape]:
                         yield shape
 
 
-def _prefixes(code: int, memory: bool) -> list[bytes]:
+def lock_and_repeat(code: int, memory: bool, string: bool) -> list[bytes]:
+    """No prefix, and those of LOCK and REP that the instruction may have."""
     oi = info(code)
-    string = any(name in ("ES_RDI", "SEG_RSI") for name in operand_names(code))
     found = [b""]
     if oi.can_use_lock_prefix and memory:
         found.append(b"\xf0")
@@ -128,6 +128,12 @@ def _prefixes(code: int, memory: bool) -> list[bytes]:
         found.append(b"\xf3")
     if oi.can_use_repne_prefix and string:
         found.append(b"\xf2")
+    return found
+
+
+def _prefixes(code: int, memory: bool) -> list[bytes]:
+    string = any(name in ("ES_RDI", "SEG_RSI") for name in operand_names(code))
+    found = lock_and_repeat(code, memory, string)
     if memory or string:
         found += [p + b"\x67" for p in found]
         if not (string and operand_names(code)[0] == "ES_RDI" and "SEG_RSI" not in operand_names(code)):

@@ -19,7 +19,7 @@ from ringfence.isa.x86.modes import REAL
 
 from .encode import CODE_NAMES, has_memory_shape, has_register_shape, info, operand_names
 from .encode_legacy import OVERRIDES, address_bits, encodable, encode, in_opcode
-from .forms import EXCLUDED_CODES, EXCLUDED_NAMES, Instance, Shape, body_name, entry_of
+from .forms import EXCLUDED_CODES, EXCLUDED_NAMES, Instance, Shape, body_name, entry_of, lock_and_repeat
 from .segments import BASE, NAMES, code_selector
 
 _NOT_HERE = ("lar", "lsl", "verr", "verw", "into", "iret", "iretd", "iretw", "retf", "lfs", "lgs", "lss")
@@ -118,13 +118,7 @@ def _prefixes(code: int, memory: bool) -> list[bytes]:
     oi, names = info(code), operand_names(code)
     source = any(name in ("SEG_RSI", "SEG_RDI", "SEG_RBX_AL") for name in names)
     string = source or "ES_RDI" in names
-    found = [b""]
-    if oi.can_use_lock_prefix and memory:
-        found.append(b"\xf0")
-    if oi.can_use_rep_prefix and string:
-        found.append(b"\xf3")
-    if oi.can_use_repne_prefix and string:
-        found.append(b"\xf2")
+    found = lock_and_repeat(code, memory, string)
     if (memory or string) and not oi.address_size:
         found += [p + b"\x67" for p in found]
     if memory or source:

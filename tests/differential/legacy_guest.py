@@ -10,19 +10,13 @@ A stub pushes a zero where the processor pushed no error code, then the vector, 
 
 from __future__ import annotations
 
-import functools
 import struct
 from typing import NamedTuple
 
-from ringfence.core.clock import ManualClock
-from ringfence.engine import switches
-from ringfence.engine.api import Exit, Halt, Interrupted
-from ringfence.engine.emulate import EmulateEngine
+from ringfence.engine.api import Exit, Halt
 from ringfence.isa.x86.state import GPR
-from ringfence.memory.guest_memory import GuestMemory
 
-from . import native_loop
-from .system_guest import _Devices, _Ports, descriptor
+from .system_guest import EngineGuest, assembled, descriptor
 
 TABLES, GDT, LDT, IDT, TSS, STACK_TOP = 0x1000, 0x8000, 0x8800, 0x9000, 0xA000, 0xD000
 STUBS, KERNEL_CODE, USER_CODE, TASK_CODE, DATA = 0x10000, 0x12000, 0x13000, 0x18000, 0x20000
@@ -67,31 +61,14 @@ class Result(NamedTuple):
     exit: Exit
 
 
-@functools.cache
-def assembled(text: str, bits: int) -> bytes:
-    return native_loop.assemble(f".intel_syntax noprefix\n.code{bits}\n.text\n{text}\n")
-
-
 def gate(selector: int, offset: int = 0, kind: int = 0x8E, count: int = 0) -> int:
     """A gate of protected mode (SDM 3A figures 5-8, 6-2, 7-6); `kind` is its bits 40-47."""
     return offset & 0xFFFF | selector << 16 | count << 32 | kind << 40 | (offset >> 16) << 48
 
 
-class LegacyGuest:
-    """One engine, used for many programs: `reset` lays all tables out anew."""
-
+class LegacyGuest(EngineGuest):
     def __init__(self) -> None:
-        self.memory = GuestMemory()
-        self.memory.add_ram(0, RAM_BYTES, "legacy")
-        self.ports, self.devices = _Ports(), _Devices()
-        self.engine = EmulateEngine(
-            self.memory, self.ports, self.devices, self.devices, self.devices, ManualClock(), without=switches.from_environment()
-        )
-        self.reset()
-
-    def close(self) -> None:
-        self.engine.close()
-        self.memory.close()
+        super().__init__("legacy")
 
     def reset(self) -> None:
         self.memory.write(0, bytes(0x100000))
@@ -200,12 +177,7 @@ class LegacyGuest:
         self.memory.write(at, assembled(text, bits))
 
     def _run(self, values: dict[str, int]) -> Result:
-        self.engine.write_state(values)
-        exit_ = self.engine.run(None)
-        for _ in range(MAX_INTERRUPTIONS):
-            if not isinstance(exit_, Interrupted):
-                break
-            exit_ = self.engine.run(None)
+        exit_ = self._until_it_ends(values)
         state = self.engine.read_state()
         frame = None
         linear = state["cs_base"] + state["rip"] - 1

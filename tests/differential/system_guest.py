@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 from ringfence.core.clock import ManualClock
@@ -97,8 +98,8 @@ class _Devices:
 
 
 @functools.cache
-def assembled(text: str) -> bytes:
-    return native_loop.assemble(f".intel_syntax noprefix\n.text\n{text}\n")
+def assembled(text: str, bits: int = 64) -> bytes:
+    return native_loop.assemble(f".intel_syntax noprefix\n.code{bits}\n.text\n{text}\n")
 
 
 def descriptor(attributes: int, base: int = 0, limit: int = 0xFFFFF) -> int:
@@ -112,12 +113,12 @@ def gate(target: int, selector: int = KERNEL_CS, kind: int = 0x8E, ist: int = 0)
     return struct.pack("<QQ", target & 0xFFFF | selector << 16 | ist << 32 | kind << 40 | (target >> 16 & 0xFFFF) << 48, target >> 32)
 
 
-class SystemGuest:
-    """One engine, used for many programs: `reset` lays all tables out anew."""
+class EngineGuest(ABC):
+    """One engine, used for many programs."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.memory = GuestMemory()
-        self.memory.add_ram(0, RAM_BYTES, "system")
+        self.memory.add_ram(0, RAM_BYTES, name)
         self.ports, self.devices = _Ports(), _Devices()
         self.engine = EmulateEngine(
             self.memory, self.ports, self.devices, self.devices, self.devices, ManualClock(), without=switches.from_environment()
@@ -127,6 +128,24 @@ class SystemGuest:
     def close(self) -> None:
         self.engine.close()
         self.memory.close()
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Lays all tables out anew."""
+
+    def _until_it_ends(self, values: dict[str, int]) -> Exit:
+        self.engine.write_state(values)
+        exit_ = self.engine.run(None)
+        for _ in range(MAX_INTERRUPTIONS):
+            if not isinstance(exit_, Interrupted):
+                break
+            exit_ = self.engine.run(None)
+        return exit_
+
+
+class SystemGuest(EngineGuest):
+    def __init__(self) -> None:
+        super().__init__("system")
 
     def reset(self) -> None:
         self.memory.write(0, bytes(0x100000))
@@ -194,12 +213,7 @@ class SystemGuest:
         self.memory.write(USER_CODE if cpl else KERNEL_CODE, assembled(text + "\nhlt\n"))
         self.memory.write(KERNEL_CODE + 0x800, b"\xf4")  # where SYSCALL and SYSENTER arrive
         values = self.registers(cpl) | registers
-        self.engine.write_state(values)
-        exit_ = self.engine.run(None)
-        for _ in range(MAX_INTERRUPTIONS):
-            if not isinstance(exit_, Interrupted):
-                break
-            exit_ = self.engine.run(None)
+        exit_ = self._until_it_ends(values)
         state: dict[str, Any] = self.engine.read_state()
         frame = None
         if isinstance(exit_, Halt) and STUBS <= state["rip"] - 1 < STUBS + 8 * VECTORS:

@@ -53,7 +53,8 @@ def test_floppies_through_int_13h(tmp_path: Path, cylinders: int, sectors: int, 
     assert disk.read_bytes() == content
 
 
-def test_an_nvme_disk_through_int_13h(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interface", ["ide", "nvme"])
+def test_a_disk_through_int_13h(tmp_path: Path, interface: str) -> None:
     pieces, piece = 12, 96
     size = (pieces + 2) * piece + 1
     content = bytearray(b"".join(number.to_bytes(4, "little") * 128 for number in range(size)))
@@ -61,6 +62,6 @@ def test_an_nvme_disk_through_int_13h(tmp_path: Path) -> None:
     content[:512] = boot_sector(tmp_path, "bios_disk", PIECE=piece, LAST=last)
     disk = tmp_path / "disk.img"
     disk.write_bytes(content)
-    start("--disk", f"{disk},format=raw,if=nvme")
+    start("--disk", f"{disk},format=raw,if={interface}")
     content[last * 512 : (last + piece) * 512] = content[(last - piece) * 512 : last * 512]
     assert disk.read_bytes() == content

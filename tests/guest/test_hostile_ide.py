@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.guest.bare import PASS, build, run
-from tests.guest.test_bios_drives import boot_sector, start
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 PEAK_BYTES = 700 << 20
@@ -23,16 +22,3 @@ def test_registers_packets_and_bus_master_tables(tmp_path: Path, seed: int) -> N
     result = run(kernel, "--disk", f"{disk},format=raw,if=ide", "--cdrom", str(cdrom), board="pc").sound(PEAK_BYTES)
     assert result.status == PASS and "served after 10000" in result.console, result.story
     assert disk.stat().st_size == 4 << 20 and cdrom.read_bytes() == content
-
-
-def test_an_ide_disk_through_int_13h(tmp_path: Path) -> None:
-    pieces, piece = 12, 96
-    size = (pieces + 2) * piece + 1
-    content = bytearray(b"".join(number.to_bytes(4, "little") * 128 for number in range(size)))
-    last = 1 + pieces * piece
-    content[:512] = boot_sector(tmp_path, "bios_disk", PIECE=piece, LAST=last)
-    disk = tmp_path / "disk.img"
-    disk.write_bytes(content)
-    start("--disk", f"{disk},format=raw,if=ide")
-    content[last * 512 : (last + piece) * 512] = content[(last - piece) * 512 : last * 512]
-    assert disk.read_bytes() == content

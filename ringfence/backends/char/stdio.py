@@ -6,20 +6,17 @@ file all bytes pass through, and its end only ends the input.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import select
 import termios
-import threading
 import time
 import tty
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from ringfence.backends.char.fd_thread import FdThread
-from ringfence.backends.terminal_fd import open_writer
+from ringfence.backends.terminal_fd import SavedTerminal, open_writer
 
 ESCAPE = 0x1D  # Ctrl-]
 _HELP = b"\r\n[Ctrl-] q: stop the machine and leave;  Ctrl-] Ctrl-]: send Ctrl-] to the guest;  Ctrl-] ?: this help]\r\n"
@@ -43,11 +40,10 @@ class StdioConsole:
             weakref.finalize(self, os.close, own)  # no sooner: `close` does not wait for a writer
         self.on_resize: Callable[[int, int], None] | None = None
         self._terminal = os.isatty(input_fd)
-        self._saved: list[Any] | None = None
+        self._settings = SavedTerminal(input_fd, termios.TCSADRAIN)
         self._escaped = False
         self._closed = False
         self._deaf = False  # nobody reads the output any more
-        self._restoring = threading.Lock()
         self._receive: Callable[[bytes], None] = lambda data: None
         self._thread = FdThread(input_fd, "console-input", lambda: select.POLLIN, self._readable)
 
@@ -69,8 +65,7 @@ class StdioConsole:
     def start(self, receive: Callable[[bytes], None]) -> None:
         self._receive = receive
         if self._terminal:
-            self._saved = termios.tcgetattr(self._in)
-            atexit.register(self._restore)
+            self._settings.save()
             # output stays unprocessed too: full-screen programs use a bare line feed to move down
             tty.setraw(self._in, termios.TCSADRAIN)
         self._thread.start()
@@ -97,19 +92,7 @@ class StdioConsole:
         """From any thread, also from `on_quit`; may be called again."""
         self._closed = True
         self._thread.stop()
-        self._restore()
-
-    def _restore(self) -> None:
-        with self._restoring:
-            saved, self._saved = self._saved, None
-        if saved is None:
-            return
-        atexit.unregister(self._restore)
-        try:
-            termios.tcsetattr(self._in, termios.TCSADRAIN, saved)
-        except termios.error as error:
-            if error.args[0] != errno.EIO:  # the terminal itself has gone
-                raise
+        self._settings.restore()
 
     def _readable(self, events: int) -> bool:
         try:

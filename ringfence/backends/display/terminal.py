@@ -6,7 +6,6 @@ line (see `backends.char.stdio`): q leaves, Ctrl-] sends itself, d sends Ctrl-Al
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import select
@@ -16,7 +15,6 @@ import time
 import tty
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from ringfence.backends.api import Frame, TextScreen
 from ringfence.backends.display.api import Seat
@@ -24,7 +22,7 @@ from ringfence.backends.display.keysyms import LEFT_ALT, LEFT_CTRL
 from ringfence.backends.display.pace import Pace
 from ringfence.backends.display.terminal_keys import KeyDecoder, Stroke
 from ringfence.backends.display.terminal_paint import ENTER, LEAVE, Painter
-from ringfence.backends.terminal_fd import open_writer
+from ringfence.backends.terminal_fd import SavedTerminal, open_writer
 from ringfence.core.errors import UserError
 
 ESCAPE = 0x1D  # Ctrl-]
@@ -48,8 +46,7 @@ class TerminalDisplay:
         self._painter = Painter(many_colors)
         self._keys = KeyDecoder()
         self._commanding = False
-        self._saved: list[Any] | None = None
-        self._restoring = threading.Lock()
+        self._settings = SavedTerminal(input_fd, termios.TCSANOW)  # draining may never end
         self._lock = threading.Lock()
         self._arrived: TextScreen | Frame | None = None
         self._waiting = False
@@ -63,8 +60,7 @@ class TerminalDisplay:
 
     def start(self, seat: Seat) -> None:
         self._seat = seat
-        self._saved = termios.tcgetattr(self._in)
-        atexit.register(self._restore)
+        self._settings.save()
         tty.setraw(self._in, termios.TCSADRAIN)
         self._thread.start()
 
@@ -76,7 +72,7 @@ class TerminalDisplay:
             self._wake()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(_LEAVE_S)
-        self._restore()
+        self._settings.restore()
         with self._lock:
             if not self._thread.is_alive():
                 for fd in (self._wake_read, self._wake_write, self._own_out):
@@ -216,15 +212,3 @@ class TerminalDisplay:
                 if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
                     raise
                 self._gone = True
-
-    def _restore(self) -> None:
-        with self._restoring:
-            saved, self._saved = self._saved, None
-        if saved is None:
-            return
-        atexit.unregister(self._restore)
-        try:
-            termios.tcsetattr(self._in, termios.TCSANOW, saved)  # draining may never end
-        except termios.error as error:
-            if error.args[0] != errno.EIO:  # the terminal itself has gone
-                raise

@@ -16,16 +16,22 @@ from ringfence.isa.x86.system import supervisor_only
 from ringfence.isa.x86.vectors import FAR_GATE, GP, NP, SS
 
 
-def _iret_long(i: Context, w: int) -> None:
-    sp, n = i.get("rsp"), w // 8
-    ip, cs, image, new_sp, ss = (i.load(sp + n * k, w).zext(64) for k in range(5))
-    i.fault_if(i.get("rflags_sys").bit(14), GP)  # NT
+def _code_returned_to(i: Context, cs: Value) -> tuple[Value, Value, Value]:
+    """CPL, RPL and the descriptor of a code segment that RET or IRET may load: same or outer ring, conforming or of that ring, present."""
     cpl, rpl = i.get("cpl", 8), cs.trunc(8) & 3
     d, _, error = descriptor(i, cs, GP)
     i.fault_if(((d.bits(43, 8) & 3) != 3) | rpl.ult(cpl), GP, error)
     dpl = d.bits(45, 8) & 3
     i.fault_if(d.bit(42).select(rpl.ult(dpl), dpl != rpl), GP, error)
     i.fault_if(~d.bit(47), NP, error)
+    return cpl, rpl, d
+
+
+def _iret_long(i: Context, w: int) -> None:
+    sp, n = i.get("rsp"), w // 8
+    ip, cs, image, new_sp, ss = (i.load(sp + n * k, w).zext(64) for k in range(5))
+    i.fault_if(i.get("rflags_sys").bit(14), GP)  # NT
+    cpl, rpl, d = _code_returned_to(i, cs)
     long = d.bit(53)
     null = (ss & 0xFFFC) == 0
 
@@ -271,12 +277,7 @@ def retf(i: Context) -> None:
         i.put_sp(sp + 2 * n + extra)
         i.jump(address)
         return
-    cpl, rpl = i.get("cpl", 8), cs.trunc(8) & 3
-    d, _, error = descriptor(i, cs, GP)
-    i.fault_if(((d.bits(43, 8) & 3) != 3) | rpl.ult(cpl), GP, error)
-    dpl = d.bits(45, 8) & 3
-    i.fault_if(d.bit(42).select(rpl.ult(dpl), dpl != rpl), GP, error)
-    i.fault_if(~d.bit(47), NP, error)
+    cpl, rpl, d = _code_returned_to(i, cs)
     long = d.bit(53) & i.get("efer").bit(10)
     i.fault_if(~long & descriptor_limit(d).zext(64).ult(ip), GP)
     outer = cpl.ult(rpl)

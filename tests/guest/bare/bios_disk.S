@@ -1,18 +1,8 @@
 /* A boot sector that uses its disk through the extensions of INT 13h: reads what lies behind it in pieces of PIECE sectors, each
    of which begins with its number, writes one piece further on and reads it back. */
-.code16
-.globl _start
-_start:
-    ljmp $0, $1f
-1:  cli
-    xorw %ax, %ax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %ss
-    movw $0x7c00, %sp
-    sti
-    cld
-    movb %dl, drive
+#include "bios_start.h"
+
+    begin
     movw $0x1000, %ax
     movw %ax, %es
     movw $0x55aa, %bx
@@ -51,15 +41,7 @@ _start:
     movb $0x42, %ah
     call disk
     jnc failed
-    movb $42, %al
-    jmp leave
-failed:
-    movb $1, %al
-leave:
-    movw $0xf4, %dx
-    outb %al, %dx
-3:  hlt
-    jmp 3b
+    pass_or_fail
 
 disk:
     movb drive, %dl

@@ -1,18 +1,8 @@
 /* A boot sector that uses its floppy through INT 13h: SECTORS a track, CYLINDERS of them, two sides.
    Every sector behind the first begins with its number; cylinder 5 is written and read back. */
-.code16
-.globl _start
-_start:
-    ljmp $0, $1f
-1:  cli
-    xorw %ax, %ax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %ss
-    movw $0x7c00, %sp
-    sti
-    cld
-    movb %dl, drive
+#include "bios_start.h"
+
+    begin
     movb $8, %ah                    /* geometry */
     xorw %di, %di
     int $0x13
@@ -76,15 +66,7 @@ _start:
     jc failed
     call compare
     jne failed
-    movb $42, %al
-    jmp leave
-failed:
-    movb $1, %al
-leave:
-    movw $0xf4, %dx
-    outb %al, %dx
-3:  hlt
-    jmp 3b
+    pass_or_fail
 
 track:                              /* INT 13h of %ax on track %si at %es:0 */
     xorw %bx, %bx

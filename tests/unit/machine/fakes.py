@@ -10,6 +10,7 @@ from typing import Any
 
 from ringfence.engine.api import Engine, Exit, Halt, Interrupted, Watch
 from ringfence.machine.engines import EngineChoice, EngineParts
+from ringfence.machine.machine import Machine
 
 Step = Exit | Callable[["ScriptedEngine"], Exit | None]
 
@@ -95,6 +96,11 @@ def print_text(text: bytes) -> Callable[[ScriptedEngine], None]:
             engine.ports.write(0x3F8, 1, byte)
 
     return step
+
+
+def engine_of(machine: Machine) -> ScriptedEngine:
+    assert isinstance(machine.engine, ScriptedEngine)
+    return machine.engine
 
 
 def halt(engine: ScriptedEngine) -> Exit:

@@ -14,7 +14,7 @@ from ringfence.debug.packets import frame
 from ringfence.engine.api import Debug, Exit, Fault, Halt, Shutdown, Watch
 from ringfence.machine.machine import Machine
 from ringfence.machine.spec import MachineSpec
-from tests.unit.machine.fakes import ScriptedEngine, Step, out, print_text, scripted, tiny_kernel
+from tests.unit.machine.fakes import Step, engine_of, out, print_text, scripted, tiny_kernel
 
 POWER_OFF = out(0x604, 1 << 13 | 5 << 10, 2)
 
@@ -66,11 +66,6 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     yield make
     for machine in made:
         machine.close()
-
-
-def engine_of(machine: Machine) -> ScriptedEngine:
-    assert isinstance(machine.engine, ScriptedEngine)
-    return machine.engine
 
 
 def test_it_waits_for_the_debugger(build: Callable[..., Machine]) -> None:

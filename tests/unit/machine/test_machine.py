@@ -19,7 +19,7 @@ from ringfence.machine.machine import Machine, MachineBusy
 from ringfence.machine.spec import DiskSpec, MachineSpec
 from ringfence.machine.stats import host_peak_bytes, write_stats
 from ringfence.machine.status import Ending
-from tests.unit.machine.fakes import ScriptedEngine, Step, halt, out, print_text, scripted, tiny_kernel
+from tests.unit.machine.fakes import ScriptedEngine, Step, engine_of, halt, out, print_text, scripted, tiny_kernel
 
 PM1_CONTROL = 0x604
 POWER_OFF = 1 << 13 | 5 << 10  # SLP_EN, SLP_TYP of S5
@@ -40,11 +40,6 @@ def build(tmp_path: Path) -> Any:
     yield make
     for machine in made:
         machine.close()
-
-
-def engine_of(machine: Machine) -> ScriptedEngine:
-    assert isinstance(machine.engine, ScriptedEngine)
-    return machine.engine
 
 
 @pytest.mark.parametrize("board", ["pc", "microvm"])
