@@ -214,7 +214,7 @@ def test_copies(machine: Machine, runtime: Path, tmp_path: Path) -> None:
     (tree / "deep" / "noise").chmod(0o741)
     (tree / "link").symlink_to("deep/noise")
     os.link(tree / "deep" / "noise", tree / "hard")
-    done = ringfence(runtime, "cp", str(tree), f"{NAME}:/root")
+    done = ringfence(runtime, "cp", str(tree), f"{NAME}:/srv")
     assert done.returncode == 0, done.stderr
     listed = machine.exec(["sh", "-c", "cd /srv/tree; stat -c '%a %h' deep/noise; readlink link; sha256sum hard"]).stdout.decode().split()
     assert listed[:3] == ["741", "2", "deep/noise"]

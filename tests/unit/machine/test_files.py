@@ -176,7 +176,7 @@ def test_a_hostile_guest_reaches_nothing_else(tmp_path: Path, name: str) -> None
     place = tmp_path / "place"
     place.mkdir()
     with pytest.raises(CopyError):
-        files.get(Sent(archive(*HOSTILE[name])), "/root/x", place)
+        files.get(Sent(archive(*HOSTILE[name])), "/srv/x", place)
     assert (tmp_path / "victim").read_text() == "good" and (tmp_path / "victim").stat().st_nlink == 1
     assert {path.name for path in tmp_path.iterdir()} == {"victim", "place"}
 
@@ -184,7 +184,7 @@ def test_a_hostile_guest_reaches_nothing_else(tmp_path: Path, name: str) -> None
 def test_a_file_that_is_a_link_here_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("good")
     (tmp_path / "copy").symlink_to("victim")
-    files.get(Sent(archive((entry("x", mode=0o6755), b"new"))), "/root/x", tmp_path / "copy")
+    files.get(Sent(archive((entry("x", mode=0o6755), b"new"))), "/srv/x", tmp_path / "copy")
     assert (tmp_path / "victim").read_text() == "good" and not (tmp_path / "copy").is_symlink()
     assert (tmp_path / "copy").stat().st_mode & 0o7777 == 0o755  # nothing of a guest's becomes set-user-ID here
 
@@ -194,10 +194,10 @@ def test_a_file_that_is_a_link_here_is_replaced_not_followed(tmp_path: Path) -> 
 )
 def test_streams_that_are_none(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(CopyError):
-        files.get(Sent(data), "/root/x", tmp_path)
+        files.get(Sent(data), "/srv/x", tmp_path)
 
 
 def test_devices_are_left_out(tmp_path: Path) -> None:
     members = [(entry("x", tarfile.DIRTYPE, mode=0o755), b""), (entry("x/null", tarfile.CHRTYPE), b""), (entry("x/f"), b"1")]
-    files.get(Sent(archive(*members)), "/root/x", tmp_path)
+    files.get(Sent(archive(*members)), "/srv/x", tmp_path)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["f"]
