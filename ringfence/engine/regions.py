@@ -306,8 +306,9 @@ class Regions:
         if old:
             self._native.kill_block(code.cpu, old)
             at = code.blocks32[old * (BLOCK_BYTES // 4) + 2]
-            jump = _HEAD.pack(0xE9, origin - (at + 5), b"\x90\x90\x90")
-            ctypes.c_uint64.from_buffer(code.code, at).value = int.from_bytes(jump, "little")  # at once: it may be executed
+            # At once, as it may be executed; and only the first instruction: another vCPU may stand before the second one of the old head.
+            jump = _HEAD.pack(0xE9, origin - (at + 5), bytes(code.code[at + 5 : at + 8]))
+            ctypes.c_uint64.from_buffer(code.code, at).value = int.from_bytes(jump, "little")
         return index
 
     def _slot(self, ra: int, mode: int) -> int:

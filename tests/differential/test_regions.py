@@ -18,6 +18,7 @@ from ringfence.engine.api import Interrupted
 from ringfence.isa.x86.models import DEFAULT
 from ringfence.isa.x86.modes import LONG
 from ringfence.isa.x86.state import GPR
+from ringfence.translate.layout import BLOCK_BYTES, WORDS
 from ringfence.translate.region_graph import Explorer
 
 from . import forms
@@ -212,6 +213,25 @@ def test_code_that_somebody_else_changes_is_not_executed_any_more(guests: tuple[
     guest.engine.write_state(guest.registers(0))
     guest.engine.run(None)
     assert guest.engine.read_state()["rax"] != after
+
+
+def test_a_vcpu_may_stand_within_the_head_that_becomes_a_jump(guests: tuple[LoopGuest, LoopGuest]) -> None:
+    """Behind its first instruction, which counts: what follows is what it was."""
+    guest = guests[0]
+    guest.reset()
+    guest.memory.write(KERNEL_CODE, assembled("mov ecx, 9\n1: add rax, rcx\ndec ecx\njnz 1b\nhlt"))
+    guest.engine.write_state(guest.registers(0))
+    guest.engine.run(None)
+    maker = guest.engine._region_maker()
+    block = maker._find(KERNEL_CODE + 5, maker.code.get(WORDS["mode"]))
+    assert block, "the loop was executed by stencils"
+    at = maker.code.blocks32[block * (BLOCK_BYTES // 4) + 2]
+    before = bytes(maker.code.code[at : at + 12])
+    guest.engine.write_state(guest.registers(0))
+    guest.engine._native.serve_requests(guest.engine._cpu)
+    assert maker.compile_now(KERNEL_CODE + 5, KERNEL_CODE + 5, 0)
+    after = bytes(maker.code.code[at : at + 12])
+    assert after[0] == 0xE9 != before[0] and after[5:] == before[5:]
 
 
 def test_a_device_in_the_middle_of_a_loop(guests: tuple[LoopGuest, LoopGuest]) -> None:
